@@ -1,0 +1,236 @@
+// The operators on CUDA: each thread keeps the coefficients of its channels in registers and goes down the rows, 16 bytes
+// at a time where the shapes allow it.
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <algorithm>
+
+#include "cuda_kernels.h"
+
+#define DYNORM_TARGET cuda
+
+namespace dynorm::cuda {
+
+__device__ inline float fma(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+__device__ inline double fma(double a, double b, double c) { return __fma_rn(a, b, c); }
+__device__ inline float multiply_add(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+__device__ inline double multiply_add(double a, double b, double c) { return __fma_rn(a, b, c); }
+
+// Comparisons that are false for NaN leave it as it is; fminf would not.
+__device__ inline float clamp(float t, float limit) { return t > limit ? limit : t < -limit ? -limit : t; }
+__device__ inline double clamp(double t, double limit) { return t > limit ? limit : t < -limit ? -limit : t; }
+
+__device__ inline float divide(float a, float b) { return __fdiv_rn(a, b); }
+__device__ inline float rsqrt_of_at_least_one(float q) { return __frsqrt_rn(q); }
+__device__ inline double rsqrt_of_at_least_one(double q) { return 1.0 / ::sqrt(q); }
+
+template <class Real>
+__device__ inline Real inverse_root(float beta);
+// In float: one thread in a few pays for a double square root, but with one row there is nothing to spread it over.
+template <>
+__device__ inline float inverse_root<float>(float beta) { return __frsqrt_rn(beta); }
+template <>
+__device__ inline double inverse_root<double>(float beta) { return 1.0 / ::sqrt(double(beta)); }
+
+__device__ inline float widen(float value) { return value; }
+__device__ inline double widen(double value) { return value; }
+__device__ inline float widen(Half value) { return __half2float(__ushort_as_half(value.bits)); }
+__device__ inline float widen(BFloat16 value) { return __uint_as_float(unsigned(value.bits) << 16); }
+
+__device__ inline void narrow(float value, float* out) { *out = value; }
+__device__ inline void narrow(double value, double* out) { *out = value; }
+__device__ inline void narrow(float value, Half* out) { out->bits = __half_as_ushort(__float2half_rn(value)); }
+__device__ inline void narrow(float value, BFloat16* out) {
+    out->bits = __bfloat16_as_ushort(__float2bfloat16_rn(value));
+}
+
+}  // namespace dynorm::cuda
+
+#include "formulas.h"
+
+namespace dynorm::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kBytes = 16;
+// Loads in flight for each thread before the first store: two cover the memory's latency at full occupancy.
+constexpr int kRowsAtOnce = 2;
+
+template <class T>
+struct RealOf {
+    using type = float;
+};
+template <>
+struct RealOf<double> {
+    using type = double;
+};
+
+template <class T, int width>
+struct alignas(sizeof(T) * width) Pack {
+    T values[width];
+};
+
+template <class T>
+struct Arguments {
+    const T* x;
+    const T* skip;
+    T* y;
+    T* residual;
+    const T* weight;
+    const T* bias;
+    const float* first;
+    const float* second;
+    size_t first_step;  // 0: one parameter for all channels
+    size_t second_step;
+    size_t rows;
+    size_t packs;  // in a row
+};
+
+// What a thread keeps of its `width` channels.
+template <class F, class T, int width>
+struct ThreadChannels {
+    using Real = typename RealOf<T>::type;
+    Real weight[width];
+    Real bias[width];
+    Coefficients<Real> coefficients[width];
+
+    __device__ ThreadChannels(const Arguments<T>& a, size_t channel) {
+#pragma unroll
+        for (int i = 0; i < width; ++i) {
+            const size_t c = channel + i;
+            weight[i] = widen(a.weight[c]);
+            bias[i] = widen(a.bias[c]);
+            const float second = F::parameters > 1 ? a.second[c * a.second_step] : 0.0f;
+            coefficients[i] = F::template prepare<Real>(a.first[c * a.first_step], second);
+        }
+    }
+
+    __device__ Pack<T, width> function_of(const Pack<T, width>& x) const {
+        Pack<T, width> y;
+#pragma unroll
+        for (int i = 0; i < width; ++i) {
+            const Real f = F::apply(Real(widen(x.values[i])), coefficients[i].first, coefficients[i].second);
+            narrow(multiply_add(weight[i], f, bias[i]), &y.values[i]);
+        }
+        return y;
+    }
+};
+
+template <class T, int width>
+__device__ Pack<T, width> sum(const Pack<T, width>& a, const Pack<T, width>& b) {
+    Pack<T, width> result;
+#pragma unroll
+    for (int i = 0; i < width; ++i) narrow(widen(a.values[i]) + widen(b.values[i]), &result.values[i]);
+    return result;
+}
+
+// Block (packs of channels, rows); grid likewise, its rows striding over the tensor. An output may be the buffer of an
+// input: a thread reads what it will overwrite, and no other thread reads it.
+template <class F, class T, bool has_skip, int width>
+__global__ void __launch_bounds__(kThreads) elementwise(const Arguments<T> a) {
+    using P = Pack<T, width>;
+    const size_t pack = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (pack >= a.packs) return;
+    const ThreadChannels<F, T, width> channels(a, pack * width);
+    const P* const x = reinterpret_cast<const P*>(a.x) + pack;
+    const P* const skip = has_skip ? reinterpret_cast<const P*>(a.skip) + pack : nullptr;
+    P* const y = reinterpret_cast<P*>(a.y) + pack;
+    P* const residual = has_skip ? reinterpret_cast<P*>(a.residual) + pack : nullptr;
+
+    const size_t stride = size_t(gridDim.y) * blockDim.y;
+    for (size_t row = size_t(blockIdx.y) * blockDim.y + threadIdx.y; row < a.rows; row += stride * kRowsAtOnce) {
+        P values[kRowsAtOnce];
+#pragma unroll
+        for (int k = 0; k < kRowsAtOnce; ++k) {
+            const size_t at = row + k * stride;
+            if (at >= a.rows) break;
+            values[k] = x[at * a.packs];
+            if constexpr (has_skip) values[k] = sum(values[k], skip[at * a.packs]);
+        }
+#pragma unroll
+        for (int k = 0; k < kRowsAtOnce; ++k) {
+            const size_t at = row + k * stride;
+            if (at >= a.rows) break;
+            if constexpr (has_skip) residual[at * a.packs] = values[k];
+            y[at * a.packs] = channels.function_of(values[k]);
+        }
+    }
+}
+
+// Blocks as wide as a row has packs, up to kThreads; rows until the processors are full, each block at most the tensor.
+struct Shape {
+    dim3 block;
+    dim3 grid;
+};
+
+Shape launch_shape(size_t rows, size_t packs) {
+    unsigned wide = 1;
+    while (wide < packs && wide < kThreads) wide *= 2;
+    const unsigned high = kThreads / wide;
+    const size_t across = (packs + wide - 1) / wide;
+    const size_t down = (rows + high - 1) / high;
+    int device = 0, processors = 1;
+    cudaGetDevice(&device);
+    cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+    const size_t resident = size_t(processors) * (2048 / kThreads);
+    const size_t fill = std::max<size_t>(1, resident / across);
+    return {dim3(wide, high), dim3(unsigned(across), unsigned(std::min({down, fill, size_t(65535)})))};
+}
+
+template <class F, class T, int width>
+const char* launch(const CudaCall& call) {
+    const Tensors& t = call.tensors;
+    const RawParameters& p = call.parameters;
+    const Arguments<T> arguments{
+        static_cast<const T*>(t.x),      static_cast<const T*>(t.skip),    static_cast<T*>(t.y),
+        static_cast<T*>(t.residual),     static_cast<const T*>(p.weight),  static_cast<const T*>(p.bias),
+        p.first,                         p.second,                         size_t(p.first_count != 1),
+        size_t(p.second_count != 1),     call.rows,                        call.channels / width,
+    };
+    const Shape shape = launch_shape(arguments.rows, arguments.packs);
+    const auto stream = static_cast<cudaStream_t>(call.stream);
+    if (t.skip) {
+        elementwise<F, T, true, width><<<shape.grid, shape.block, 0, stream>>>(arguments);
+    } else {
+        elementwise<F, T, false, width><<<shape.grid, shape.block, 0, stream>>>(arguments);
+    }
+    const cudaError_t error = cudaGetLastError();
+    return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
+template <class F, class T>
+const char* launch_as_wide_as_aligned(const CudaCall& call) {
+    constexpr int width = kBytes / sizeof(T);
+    const auto address = [](const void* p) { return reinterpret_cast<uintptr_t>(p); };
+    const Tensors& t = call.tensors;
+    const uintptr_t places = address(t.x) | address(t.skip) | address(t.y) | address(t.residual);
+    const bool aligned = places % kBytes == 0 && call.channels % width == 0;
+    return aligned ? launch<F, T, width>(call) : launch<F, T, 1>(call);
+}
+
+template <class F>
+const char* launch_for_type(const CudaCall& call) {
+    switch (call.type) {
+        case Type::Float: return launch_as_wide_as_aligned<F, float>(call);
+        case Type::Half: return launch_as_wide_as_aligned<F, Half>(call);
+        case Type::BFloat16: return launch_as_wide_as_aligned<F, BFloat16>(call);
+        case Type::Double: return launch_as_wide_as_aligned<F, double>(call);
+    }
+    return "unknown type";
+}
+
+}  // namespace
+}  // namespace dynorm::cuda
+
+namespace dynorm {
+
+const char* launch_on_cuda(const CudaCall& call) {
+    switch (call.function) {
+        case Function::DyISRU: return cuda::launch_for_type<cuda::DyISRU>(call);
+        case Function::DyT: return cuda::launch_for_type<cuda::DyT>(call);
+        case Function::Derf: return cuda::launch_for_type<cuda::Derf>(call);
+    }
+    return "unknown function";
+}
+
+}  // namespace dynorm

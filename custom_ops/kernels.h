@@ -1,0 +1,93 @@
+// What a CPU kernel is given, and how to get the kernel of this machine. Free of ONNX Runtime, so that the native
+// tests can call the kernels under the sanitizers.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+namespace dynorm {
+
+enum class Function { DyISRU, DyT, Derf };
+inline constexpr int kFunctions = 3;
+
+enum class Type { Float, Half, BFloat16, Double };
+inline constexpr int kTypes = 4;
+
+// Storage of the 16-bit types: they are only ever widened, computed on in float32, and rounded.
+struct Half {
+    uint16_t bits;
+};
+struct BFloat16 {
+    uint16_t bits;
+};
+
+// Per channel: weight, bias and the function's coefficients in the type of the computation, each row padded so that a
+// kernel may read a whole vector from any channel on.
+template <class Real>
+struct Channels {
+    static constexpr size_t kPadding = 16;
+
+    const Real* weight;
+    const Real* bias;
+    const Real* first;
+    const Real* second;
+    size_t count;
+};
+
+// One call: `elements` is a multiple of channels.count. Outputs may be the very buffers of the inputs (same start), since
+// every vector is read before it is written. `skip` and `residual` are null outside the Skip forms.
+struct Tensors {
+    const void* x;
+    const void* skip;
+    void* y;
+    void* residual;
+    bool stream;  // y is larger than the caches: store past them
+};
+
+// Computes the elements [begin, end) of the flattened tensors; `channels` is a Channels<float> or, for Type::Double, a
+// Channels<double>.
+using Kernel = void (*)(const Tensors& tensors, const void* channels, size_t begin, size_t end);
+
+struct KernelTable {
+    const char* name;
+    Kernel kernels[kFunctions][kTypes][2];  // [..][..][1]: with skip and residual
+};
+
+// Weight and parameters of one operator as they come from the model.
+struct RawParameters {
+    const void* weight;  // [channels] of the tensor type
+    const void* bias;    // [channels] of the tensor type
+    const float* first;
+    const float* second;  // null if the function has one parameter
+    size_t first_count;   // 1 or channels
+    size_t second_count;
+};
+
+// The prepared form of RawParameters; owns its memory.
+class PreparedChannels {
+  public:
+    PreparedChannels(Function function, Type type, const RawParameters& raw, size_t channels);
+    // A Channels<float> or Channels<double> for Kernel, valid as long as this object lives.
+    const void* get() const { return real_is_double_ ? static_cast<const void*>(&doubles_) : &floats_; }
+
+  private:
+    template <class Real, class T>
+    void fill(Function function, const RawParameters& raw, size_t channels, Channels<Real>* view);
+
+    bool real_is_double_;
+    std::vector<double> memory_;
+    Channels<float> floats_{};
+    Channels<double> doubles_{};
+};
+
+// The best table for this processor, chosen once. DYNORM_ISA=portable|avx2|avx512|neon asks for another; a name that this
+// build or this processor lacks is ignored, as the default is always right.
+const KernelTable& kernel_table();
+
+// Every table that this processor can run, for tests.
+std::vector<const KernelTable*> runnable_tables();
+
+size_t element_size(Type type);
+
+}  // namespace dynorm

@@ -1,0 +1,92 @@
+"""Operators against each other: ONNX Runtime's fused norms, a copy, and our functions in both speeds."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+from dynorm_onnx.bench.operators import COPY, LAYER_NORM, RMS_NORM, OperatorModel
+from dynorm_onnx.errors import ModelError
+from dynorm_onnx.functions import REGISTRY
+from dynorm_onnx.runtime.session import Provider, has_kernels, make_session
+from dynorm_onnx.runtime.timing import time_variants
+
+log = logging.getLogger(__name__)
+
+BASELINES = (RMS_NORM, LAYER_NORM, COPY)
+BODY, KERNEL = "body", "kernel"
+
+
+@dataclasses.dataclass(frozen=True)
+class OpsGrid:
+    """What is measured: the product of these."""
+
+    rows: tuple[tuple[int, int], ...] = ((1, 1), (1, 16), (1, 128), (8, 128), (8, 512))
+    channels: tuple[int, ...] = (768, 2048, 4096)
+    dtypes: tuple[str, ...] = ("float32",)
+    skips: tuple[bool, ...] = (False, True)
+    chains: tuple[int, ...] = (1, 12)
+
+    def models(self) -> Iterator[OperatorModel]:
+        """One model per cell of the grid, rows apart."""
+        product = itertools.product(self.dtypes, self.channels, self.skips, self.chains)
+        return (OperatorModel(channels, dtype, skip, chain) for dtype, channels, skip, chain in product)
+
+
+@dataclasses.dataclass(frozen=True)
+class OpsRow:
+    """The time of one operator in one cell; times are those of the whole chain."""
+
+    operator: str  # "RMSNorm", "LayerNorm", "copy", or a function's operator and how it runs
+    rows: str  # "8x128"
+    channels: int
+    dtype: str
+    skip: bool
+    chain: int
+    provider: str
+    median_ms: float
+    p10_ms: float
+    p90_ms: float
+    speedup_over_rmsnorm: float | None  # above 1: faster; None where there is no such baseline
+    speedup_over_copy: float | None
+
+
+def bench_ops(
+    grid: OpsGrid, *, provider: Provider = "cpu", threads: int | None = None, seconds: float = 0.3
+) -> Iterator[OpsRow]:
+    """Measure every cell of the grid; rows come as they are measured.
+
+    Operators that ONNX Runtime has no kernel for in a type (bfloat16 on the CPU, mostly) have no row, nor
+    have our kernels where no custom-op library is installed.
+    """
+    for model in grid.models():
+        sessions = _sessions(model, provider, threads)
+        for batch, length in grid.rows:
+            feeds = model.feeds(batch, length)
+            timings = {t.variant: t for t in time_variants(sessions, feeds, provider=provider, seconds=seconds)}
+            for name, timing in timings.items():
+                ratios = [
+                    timings[base].median_ms / timing.median_ms if base in timings else None for base in (RMS_NORM, COPY)
+                ]
+                cell = (f"{batch}x{length}", model.channels, model.dtype, model.skip, model.chain, provider)
+                yield OpsRow(name, *cell, timing.median_ms, timing.p10_ms, timing.p90_ms, *ratios)
+
+
+def _sessions(model: OperatorModel, provider: Provider, threads: int | None) -> dict[str, Any]:
+    sessions = {}
+    for name in BASELINES:
+        try:
+            proto = model.baseline(name)
+            sessions[name] = make_session(proto, provider=provider, kernels=False, threads=threads)
+        except ModelError as error:
+            log.info("no %s in %s on %s: %s", name, model.dtype, provider, error)
+    for name, function in REGISTRY.items():
+        op_type = function.skip_op_type if model.skip else function.op_type
+        proto = model.function(name)
+        sessions[f"{op_type} {BODY}"] = make_session(proto, provider=provider, kernels=False, threads=threads)
+        if has_kernels(provider):
+            sessions[f"{op_type} {KERNEL}"] = make_session(proto, provider=provider, kernels=True, threads=threads)
+    return sessions

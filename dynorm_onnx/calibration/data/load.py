@@ -1,0 +1,227 @@
+"""Calibration data from wherever it comes: a file, a folder, Python, or the model itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from dynorm_onnx.calibration.data.arrays import join_samples, read_folder, read_iterable, read_npz
+from dynorm_onnx.calibration.data.batches import batch_rows
+from dynorm_onnx.calibration.data.drawing import Progress
+from dynorm_onnx.calibration.data.drawn_inputs import draw_samples
+from dynorm_onnx.calibration.data.missing import complete
+from dynorm_onnx.calibration.data.sampling import sample_texts
+from dynorm_onnx.calibration.data.settings import read_settings
+from dynorm_onnx.calibration.data.signature import ModelSignature, signature
+from dynorm_onnx.calibration.data.text import load_encoder, read_jsonl, read_txt
+from dynorm_onnx.calibration.data.windows import divide, held_out
+from dynorm_onnx.errors import DataError, UsageError
+from dynorm_onnx.runtime.arrays import Feeds
+from dynorm_onnx.runtime.logits import LogitsOutput, is_causal
+
+_RANDOM_INPUTS = (
+    "no data was given, so the model was calibrated on random inputs: "
+    "quality on real data will be lower than with samples of it (--data)"
+)
+_PROBE_LENGTH = 16
+_ONE_SAMPLE = "the data has a single sample, so the model was validated on what it was calibrated on"
+
+
+@dataclasses.dataclass(frozen=True)
+class CalibrationData:
+    """Batches for a session: those to calibrate on and those held out."""
+
+    calibration: tuple[Feeds, ...]
+    validation: tuple[Feeds, ...]  # of other samples than calibration, unless there is only one
+    source: str  # for people: "text train.txt", "text that the model wrote", "random inputs"
+    samples: int  # in calibration
+    tokens: int  # in calibration, padding not counted; 0 for a model without token ids
+    vocabulary: int | None  # rows of the embedding that the token ids index
+    warnings: tuple[str, ...]  # what the user must know about the data
+
+
+@dataclasses.dataclass(frozen=True)
+class _Wanted:
+    """What is asked of every source."""
+
+    signature: ModelSignature
+    rng: np.random.Generator
+    samples: int  # for calibration
+    length: int  # the longest row of token ids
+    tokenizer: Path | None
+    folder: Path | None
+
+    @property
+    def total(self) -> int:
+        """Samples for calibration and validation together."""
+        return self.samples + held_out(self.samples)
+
+    @property
+    def batches(self) -> int:
+        """Samples for calibration, counted in batches where the model fixes their size."""
+        return -(-self.samples // (self.signature.fixed_batch or 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    """What a source gave: samples of arrays, or rows of token ids."""
+
+    source: str
+    feeds: list[Feeds] | None = None
+    rows: list[np.ndarray] | None = None
+    warnings: tuple[str, ...] = ()
+
+
+def load_calibration(
+    model: ir.Model,
+    data: Any,
+    *,
+    session: Callable[[], Any],
+    samples: int,
+    max_length: int,
+    seed: int,
+    tokenizer: Path | None = None,
+    folder: Path | None = None,
+    progress: Progress = lambda done, total: None,
+) -> CalibrationData:
+    """Batches to calibrate and to validate on, complete for the model's inputs.
+
+    Args:
+        model: as it will be calibrated; not changed.
+        data: a .npz, .jsonl or .txt file, a folder of .npz files, an iterable of feeds, a
+            CalibrationDataReader, or None: then a causal language model writes text, and the inputs of any
+            other model are drawn from its signature.
+        session: makes an onnxruntime.InferenceSession of the model; called only without data, and only
+            if the model has logits over the vocabulary of its tokens.
+        samples: at most so many for calibration; a fifth of that for validation.
+        max_length: the most tokens in one sample; less where the model says that it takes less.
+        seed: of everything random.
+        tokenizer: a tokenizer.json; by default the one in `folder`.
+        folder: that of the model, with its tokenizer.json and config.json if any.
+        progress: called while the model writes text.
+
+    Raises:
+        UsageError: samples or max_length too small, a tokenizer is needed and not there, a file of
+            another kind. DataError: the data cannot be read or does not fit the model.
+        ModelError: the model cannot be fed or run.
+    """
+    if samples < 1 or max_length < 1:
+        raise UsageError(f"--samples and --max-length must be at least 1, not {samples} and {max_length}")
+    rng = np.random.default_rng(seed)
+    what = signature(model)
+    wanted = _Wanted(what, rng, samples, _longest(what, folder, max_length), tokenizer, folder)
+    found = _without_data(wanted, session, progress) if data is None else _read(data, wanted)
+    parts = _batches(found, wanted)
+    calibration, validation = (tuple(complete(feeds, what, rng) for feeds in part) for part in parts)
+    counts = [_count(feeds, what) for feeds in calibration]
+    return CalibrationData(
+        calibration=calibration,
+        validation=validation,
+        source=found.source,
+        samples=sum(count for count, _ in counts),
+        tokens=sum(count for _, count in counts),
+        vocabulary=what.tokens.bound if what.tokens is not None else None,
+        warnings=found.warnings + ((_ONE_SAMPLE,) if len(found.rows or found.feeds or ()) == 1 else ()),
+    )
+
+
+def _longest(what: ModelSignature, folder: Path | None, max_length: int) -> int:
+    """The longest row that is asked for and that the model takes."""
+    tables = [spec.bound for spec in what.with_role("position_ids")]
+    limits = [max_length, what.fixed_length, what.longest, read_settings(folder).longest, *tables]
+    return min(limit for limit in limits if limit)
+
+
+def _batches(found: _Found, wanted: _Wanted) -> tuple[list[Feeds], list[Feeds]]:
+    """(calibration, validation)."""
+    if found.rows is not None:
+        front, tail = divide(found.rows, wanted.samples)
+        return batch_rows(front, wanted.signature), batch_rows(tail, wanted.signature)
+    first, last = divide(found.feeds or [], wanted.batches)
+    return join_samples(first, wanted.signature), join_samples(last, wanted.signature)
+
+
+def _count(feeds: Feeds, what: ModelSignature) -> tuple[int, int]:
+    """(samples, tokens) of one complete batch."""
+    tokens = what.tokens
+    if tokens is not None:
+        ids = feeds[tokens.name]
+        masks = [feeds[spec.name] for spec in what.with_role("attention_mask")]
+        mask = next((mask for mask in masks if mask.shape == ids.shape), None)
+        return ids.size // ids.shape[-1], ids.size if mask is None else int(np.count_nonzero(mask))
+    for spec in what.inputs:
+        if spec.batch_axis is not None:
+            return feeds[spec.name].shape[spec.batch_axis], 0
+    return 1, 0
+
+
+def _read(data: Any, wanted: _Wanted) -> _Found:
+    if not isinstance(data, str | os.PathLike):
+        return _Found("samples given in Python", feeds=read_iterable(data, wanted.signature, wanted.total))
+    path = Path(data)
+    if path.is_dir():
+        samples = read_folder(path, wanted.signature, wanted.total, wanted.rng)
+        return _Found(f"arrays in {path.name}", feeds=samples)
+    if not path.is_file():
+        raise DataError(f"the data {path} does not exist")
+    if path.suffix == ".npz":
+        return _Found(f"arrays {path.name}", feeds=read_npz(path, wanted.signature, wanted.rng))
+    if path.suffix == ".txt":
+        encoder = load_encoder(wanted.tokenizer, wanted.folder)
+        return _Found(f"text {path.name}", rows=read_txt(path, encoder, wanted.total, wanted.length))
+    if path.suffix == ".jsonl":
+        encoder_of = functools.cache(lambda: load_encoder(wanted.tokenizer, wanted.folder))
+        rows = read_jsonl(path, encoder_of, wanted.total, wanted.length, wanted.rng)
+        return _Found(f"samples {path.name}", rows=rows)
+    raise UsageError(f"the data {path} must be .npz, .jsonl, .txt or a folder of .npz files")
+
+
+def _without_data(wanted: _Wanted, session: Callable[[], Any], progress: Progress) -> _Found:
+    if wanted.signature.logits is not None and not wanted.signature.with_role("other"):
+        made = session()
+        if _writes(wanted, made):
+            return _written(wanted, made, progress)
+    count = wanted.batches + held_out(wanted.batches)
+    samples = draw_samples(wanted.signature, wanted.rng, count=count, length=wanted.length)
+    return _Found("random inputs", feeds=samples, warnings=(_RANDOM_INPUTS,))
+
+
+def _writes(wanted: _Wanted, session: Any) -> bool:
+    """Whether the logits are predictions of the next token: those of a masked language model are not."""
+    what = wanted.signature
+    assert what.tokens is not None and what.logits is not None
+    length = what.fixed_length or _PROBE_LENGTH
+    ids = wanted.rng.integers(0, what.tokens.bound or 2, (what.fixed_batch or 1, length))
+    feeds = complete({what.tokens.name: ids}, what, wanted.rng)
+    return is_causal(session, feeds, LogitsOutput(what.logits, what.tokens.name, aligned=True))
+
+
+def _written(wanted: _Wanted, session: Any, progress: Progress) -> _Found:
+    texts = sample_texts(
+        wanted.signature,
+        session,
+        wanted.rng,
+        count=wanted.total,
+        length=wanted.length,
+        first_token=_first_token(wanted),
+        progress=progress,
+    )
+    return _Found("text that the model wrote", rows=list(texts))
+
+
+def _first_token(wanted: _Wanted) -> int | None:
+    """What the files beside the model begin a text with, if there are any that say so."""
+    first = read_settings(wanted.folder).first_token
+    if first is not None:
+        return first
+    try:
+        return next(iter(load_encoder(wanted.tokenizer, wanted.folder).prefix), None)
+    except UsageError:  # no tokenizer, or no package to read it: it is not needed here
+        return None

@@ -1,0 +1,113 @@
+"""Streaming statistics of (x, target) per channel, enough to fit any element-wise function of x.
+
+A norm's replacement sees one number per channel, so all that a least-squares fit can ask of the data
+is, for each channel, how the target is distributed given x. That is kept as a histogram over x with
+the sums of x and of the target in every bin. Any number of candidate functions can then be tried
+without another pass over the activations: a bin is so narrow that the function at the bin's mean
+stands for its mean over the bin.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+BINS = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """Per channel, [C] float64: the largest |x|, the sum of x^2, and how many tokens were seen."""
+
+    largest: np.ndarray
+    squares: np.ndarray
+    tokens: int
+
+    @classmethod
+    def of(cls, x: np.ndarray) -> Range:
+        """The range of x [..., C]; values that are not finite are left out."""
+        rows = finite_rows(x)
+        if not len(rows):
+            return cls(np.zeros(x.shape[-1]), np.zeros(x.shape[-1]), 0)
+        return cls(np.abs(rows).max(0), np.square(rows).sum(0), len(rows))
+
+    def merge(self, other: Range) -> Range:
+        """The range of the joined data."""
+        return Range(
+            np.maximum(self.largest, other.largest), self.squares + other.squares, self.tokens + other.tokens
+        )
+
+    @property
+    def rms(self) -> np.ndarray:
+        """Root mean square per channel."""
+        return np.sqrt(self.squares / max(self.tokens, 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Moments:
+    """Histograms over asinh(x / scale), [C, BINS] float64 each, and sums of the target per channel.
+
+    asinh gives fine bins where the mass is and still reaches the outliers. Two can be merged if they
+    were made for the same Range.
+    """
+
+    count: np.ndarray
+    sum_x: np.ndarray
+    sum_target: np.ndarray
+    target_squares: np.ndarray  # [C]
+
+    def merge(self, other: Moments) -> Moments:
+        """The moments of the joined data."""
+        return Moments(
+            self.count + other.count,
+            self.sum_x + other.sum_x,
+            self.sum_target + other.sum_target,
+            self.target_squares + other.target_squares,
+        )
+
+    @property
+    def bin_means(self) -> np.ndarray:
+        """Mean x per channel and bin, [C, BINS]; 0 where a bin is empty."""
+        return np.divide(self.sum_x, self.count, out=np.zeros_like(self.sum_x), where=self.count > 0)
+
+
+def moments_of(x: np.ndarray, target: np.ndarray, extent: Range) -> Moments:
+    """The moments of one batch: x and target [..., C], `extent` the Range of all batches together.
+
+    Tokens with a value that is not finite, in x or target, are left out.
+    """
+    channels = x.shape[-1]
+    rows, wanted = _finite_pairs(x, target)
+    scale, half_width = _scale(extent)
+    unit = np.arcsinh(rows / scale) / half_width  # in [-1, 1]
+    bins = np.clip(((unit + 1) * (BINS / 2)).astype(np.int64), 0, BINS - 1)
+    bins += np.arange(channels) * BINS
+    flat = bins.ravel()
+
+    def per_bin(weights: np.ndarray | None) -> np.ndarray:
+        return np.bincount(flat, weights, channels * BINS).reshape(channels, BINS).astype(np.float64)
+
+    return Moments(
+        per_bin(None), per_bin(rows.ravel()), per_bin(wanted.ravel()), np.square(wanted).sum(0)
+    )
+
+
+def finite_rows(x: np.ndarray) -> np.ndarray:
+    """x [..., C] as [tokens, C] float64 without the tokens that hold infinities or NaN."""
+    rows = np.asarray(x, np.float64).reshape(-1, x.shape[-1])
+    return rows[np.isfinite(rows).all(1)]
+
+
+def _finite_pairs(x: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    rows = np.asarray(x, np.float64).reshape(-1, x.shape[-1])
+    wanted = np.asarray(target, np.float64).reshape(rows.shape)
+    usable = np.isfinite(rows).all(1) & np.isfinite(wanted).all(1)
+    return (rows, wanted) if usable.all() else (rows[usable], wanted[usable])
+
+
+def _scale(extent: Range) -> tuple[np.ndarray, np.ndarray]:
+    """(where asinh turns from linear to logarithmic, asinh of the largest x), per channel."""
+    scale = np.where(extent.rms > 0, extent.rms, 1.0)
+    half_width = np.arcsinh(extent.largest / scale)
+    return scale, np.where(half_width > 0, half_width, 1.0)

@@ -1,0 +1,79 @@
+"""Fit every norm in turn, on the activations of the already converted model, towards the original's."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from dynorm_onnx.calibration.fit import Fit, fit
+from dynorm_onnx.calibration.moments import Moments, Range, moments_of
+from dynorm_onnx.calibration.plan import SolvePoint
+from dynorm_onnx.calibration.stages import Activations, StageRunner
+from dynorm_onnx.functions import Function
+from dynorm_onnx.graph.lower import LoweredNorm
+from dynorm_onnx.graph.model_io import clone
+from dynorm_onnx.graph.rewrite import replace
+from dynorm_onnx.runtime.arrays import Feeds
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibrated:
+    """The outcome of a calibration: a Fit for each site, and the weights that changed with them.
+
+    `initializers` maps the names of re-fitted weights to their new values, in their own types.
+    """
+
+    fits: dict[str, Fit]
+    initializers: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def calibrate_norms(
+    lowered: ir.Model,
+    norms: Sequence[LoweredNorm],
+    function: Function,
+    batches: Sequence[Feeds],
+    progress: Callable[[int, int], None],
+) -> Calibrated:
+    """Method "fit": the parameters of every norm, nothing else. `lowered` is not changed."""
+    converted = clone(lowered)
+    by_output = {str(norm.y.name): norm for norm in norms}
+    points = [norm_point(norm) for norm in norms]
+    fits: dict[str, Fit] = {}
+    with StageRunner(lowered, converted, points, batches) as runner:
+        for point in runner.points(progress):
+            norm = by_output[point.name]
+            fits[norm.site_name] = solve_norm(norm, function, runner.activations)
+            put_in_place(converted, norm, function, fits[norm.site_name])
+    return Calibrated(fits)
+
+
+def norm_point(norm: LoweredNorm) -> SolvePoint:
+    """A norm as a place to solve: its input in the converted model, its output in the original."""
+    x, y = str(norm.x.name), str(norm.y.name)
+    return SolvePoint(y, (norm.node,), original=(y,), converted=(x,))
+
+
+def solve_norm(
+    norm: LoweredNorm, function: Function, activations: Callable[[], Iterator[Activations]]
+) -> Fit:
+    """The fit of one norm over all batches, in two passes: the range of x, then its moments."""
+    x, y = str(norm.x.name), str(norm.y.name)
+    extent = functools.reduce(Range.merge, (Range.of(batch.converted[x]) for batch in activations()))
+    moments = functools.reduce(
+        Moments.merge,
+        (moments_of(batch.converted[x], batch.original[y], extent) for batch in activations()),
+    )
+    return fit(function, moments, extent)
+
+
+def put_in_place(model: ir.Model, norm: LoweredNorm, function: Function, fitted: Fit) -> None:
+    """Replace the norm in `model`, a clone of the one it is of, by the fitted function in its plain form.
+
+    During calibration every value must keep its name and its producer.
+    """
+    replace(model, dataclasses.replace(norm, skip=None), function.name, fitted.parameters)

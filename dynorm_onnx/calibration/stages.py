@@ -1,0 +1,116 @@
+"""Run two models side by side, stage by stage, solving one point after each stage.
+
+Each node of the original runs once per batch, each node of the converted model too: the activations
+alive at a cut are kept, so nothing is ever computed from the start again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from dynorm_onnx.calibration.plan import Plan, SolvePoint, Stage, make_plan
+from dynorm_onnx.calibration.store import ActivationStore
+from dynorm_onnx.runtime.arrays import Feeds, run
+from dynorm_onnx.runtime.session import make_session
+
+log = logging.getLogger(__name__)
+
+MEMORY_LIMIT = 4 << 30
+"""Bytes of activations that are kept in memory before they go to memory-mapped files."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Activations:
+    """One batch of the values that a point asked for, by name, each [..., C] as the model made it."""
+
+    original: dict[str, np.ndarray]
+    converted: dict[str, np.ndarray]
+
+
+class StageRunner:
+    """The two models at the cut before one point, for all batches.
+
+    Use it as `for point in runner.points(): ...`; inside the loop `activations()` may be read as often
+    as the solver likes, and the solver must change the converted model's nodes of that point before
+    the loop goes on. Value names must be the same in both models.
+    """
+
+    def __init__(
+        self,
+        original: ir.Model,
+        converted: ir.Model,
+        points: Sequence[SolvePoint],
+        batches: Sequence[Feeds],
+        *,
+        memory_limit: int = MEMORY_LIMIT,
+    ) -> None:
+        self._models = {"original": original, "converted": converted}
+        self._batches = batches
+        self._plan: Plan = make_plan(original.graph, points)
+        self._stores = {name: ActivationStore(memory_limit // 2) for name in self._models}
+        self._stage = 0
+
+    def __enter__(self) -> StageRunner:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for store in self._stores.values():
+            store.close()
+
+    def points(self, progress: Callable[[int, int], None] | None = None) -> Iterator[SolvePoint]:
+        """Each point in graph order, when all that leads to it has been run in both models."""
+        total = len(self._plan.points)
+        for stage, point in enumerate(self._plan.points):
+            self._stage = stage
+            self._run("original", self._plan.original[self._stage])
+            self._run("converted", self._plan.converted[self._stage])
+            yield point
+            self._drop("original", self._plan.last_use_original)
+            self._drop("converted", self._plan.last_use_converted)
+            if progress is not None:
+                progress(self._stage + 1, total)
+
+    def activations(self) -> Iterator[Activations]:
+        """What the current point asked for, batch by batch."""
+        point = self._plan.points[self._stage]
+        for batch in range(len(self._batches)):
+            yield Activations(
+                {name: self._value("original", batch, name) for name in point.original},
+                {name: self._value("converted", batch, name) for name in point.converted},
+            )
+
+    def _run(self, which: str, stage: Stage) -> None:
+        if not stage.outputs:
+            return
+        session = make_session(_piece(self._models[which], stage))
+        for batch in range(len(self._batches)):
+            feeds = {name: self._value(which, batch, name) for name in stage.inputs}
+            for name, array in run(session, feeds).items():
+                self._stores[which].put(batch, name, array)
+
+    def _value(self, which: str, batch: int, name: str) -> np.ndarray:
+        """From the feeds, or from the model's own stages, or (values of stage 0) from the original's."""
+        if name in self._batches[batch]:
+            return self._batches[batch][name]
+        try:
+            return self._stores[which].get(batch, name)
+        except KeyError:
+            return self._stores["original"].get(batch, name)
+
+    def _drop(self, which: str, last_use: dict[str, int]) -> None:
+        for name, stage in last_use.items():
+            if stage == self._stage:
+                self._stores[which].drop(name)
+
+
+def _piece(model: ir.Model, stage: Stage) -> ir.Model:
+    """The part of the model between a stage's inputs and outputs, as a model of its own."""
+    graph = ir.convenience.extract(model.graph, list(stage.inputs), list(stage.outputs))
+    graph.opset_imports.update(model.graph.opset_imports)
+    functions = [function.clone() for function in model.functions.values()]
+    return ir.Model(graph, ir_version=model.ir_version, functions=functions)

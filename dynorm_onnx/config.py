@@ -1,0 +1,80 @@
+"""What a conversion is asked to do: ConvertConfig, checked before anything is read."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+from dynorm_onnx.errors import UsageError
+
+METHODS = ("fit",)
+PROVIDERS = ("cpu", "cuda")
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvertConfig:
+    """The knobs of one conversion; the command line's options by the same names.
+
+    Raises UsageError, naming knob and value, for a value that makes no sense.
+    """
+
+    model: Path
+    to: str = "dyisru"  # a function of the registry, or "rmsnorm"
+    output: Path | None = None  # default: MODEL.dyisru.onnx beside the model
+    data: Any = None  # a path, an iterable of feeds, a CalibrationDataReader, or None
+    tokenizer: Path | None = None
+    samples: int = 256
+    max_length: int = 256
+    method: str = "fit"
+    only: tuple[str, ...] = ()
+    keep: tuple[str, ...] = ()
+    max_kl: float | None = None
+    max_error: float | None = None
+    provider: str = "cpu"
+    validate: bool = True
+    time: bool = True
+    dry_run: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_choice("--method", self.method, METHODS)
+        check_choice("--provider", self.provider, PROVIDERS)
+        _at_least("--samples", self.samples, 2)  # one to calibrate with, one to validate on
+        _at_least("--max-length", self.max_length, 1)
+        for knob, bound in (("--max-kl", self.max_kl), ("--max-error", self.max_error)):
+            if bound is not None and not bound > 0:
+                raise UsageError(f"{knob} must be positive, not {bound}")
+            if bound is not None and not self.validate:
+                raise UsageError(f"{knob} {bound} needs validation: leave out --no-validate")
+
+    @property
+    def output_path(self) -> Path:
+        """Where the converted model goes."""
+        return self.output or self.model.with_name(f"{self.model.stem}.{self.to}.onnx")
+
+    @classmethod
+    def of(cls, model: str | os.PathLike[str], **knobs: Any) -> ConvertConfig:
+        """A config from Python arguments: paths may be strings, patterns single strings."""
+        for name in ("output", "tokenizer"):
+            if knobs.get(name) is not None:
+                knobs[name] = Path(knobs[name])
+        for name in ("only", "keep"):
+            patterns = knobs.get(name, ())
+            knobs[name] = (patterns,) if isinstance(patterns, str) else tuple(patterns)
+        unknown = sorted(set(knobs) - {field.name for field in dataclasses.fields(cls)})
+        if unknown:
+            raise UsageError(f"convert_model() has no argument {unknown[0]!r}")
+        return cls(Path(model), **knobs)
+
+
+def check_choice(knob: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raises UsageError where value is not one of the choices."""
+    if value not in choices:
+        raise UsageError(f"{knob} {value!r} is not one of {', '.join(choices)}")
+
+
+def _at_least(knob: str, value: int, least: int) -> None:
+    if value < least:
+        raise UsageError(f"{knob} must be at least {least}, not {value}")

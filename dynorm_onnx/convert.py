@@ -1,0 +1,130 @@
+"""The command line: arguments -> ConvertConfig -> pipeline -> exit code.
+
+    python -m dynorm_onnx.convert model.onnx --to dyisru
+
+Exit codes: 0 done, 1 a bug of ours, 2 wrong use or unreadable input, 3 no norm found, 4 a bound not met.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from dynorm_onnx.config import METHODS, PROVIDERS, ConvertConfig
+from dynorm_onnx.errors import DynormError
+from dynorm_onnx.pipeline import TARGETS, convert_model
+from dynorm_onnx.progress import Progress, no_progress
+from dynorm_onnx.report import print_report
+
+NARROWEST = 110
+"""Columns of a table that goes to a file or a pipe, where there is no terminal to ask."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    options = vars(_parser().parse_args(arguments))
+    as_json, verbosity, quiet = options.pop("json"), options.pop("verbose"), options.pop("quiet")
+    errors = Console(stderr=True)
+    _log_to(errors, verbosity, quiet)
+    try:
+        with _progress(errors, quiet) as progress:
+            report = convert_model(options.pop("model"), progress=progress, **options)
+    except DynormError as error:
+        errors.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        return error.exit_code
+    except KeyboardInterrupt:
+        errors.print("interrupted; nothing was written")
+        return 130
+    if as_json:
+        print(json.dumps(report.as_dict(), allow_nan=False))
+    else:
+        print_report(report, _table_console())
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    defaults = {name: field.default for name, field in ConvertConfig.__dataclass_fields__.items()}
+    parser = argparse.ArgumentParser(
+        prog="python -m dynorm_onnx.convert",
+        description="Replace the norms of an ONNX transformer by an element-wise function.",
+    )
+    parser.add_argument("model", type=Path, metavar="MODEL.onnx")
+    parser.add_argument("--to", choices=TARGETS, default=defaults["to"], help="what replaces a norm (%(default)s)")
+    parser.add_argument("-o", "--output", type=Path, metavar="OUT.onnx", help="default: MODEL.TO.onnx beside MODEL")
+    data = parser.add_argument_group("calibration")
+    data.add_argument("--data", type=Path, help=".npz, a folder of .npz, .jsonl or .txt; default: self-written text")
+    data.add_argument("--tokenizer", type=Path, metavar="tokenizer.json", help="default: the one beside MODEL")
+    data.add_argument("--samples", type=int, default=defaults["samples"], help="samples used (%(default)s)")
+    data.add_argument("--max-length", type=int, default=defaults["max_length"], help="tokens a sample (%(default)s)")
+    data.add_argument("--method", choices=METHODS, default=defaults["method"], help="how (%(default)s)")
+    data.add_argument("--seed", type=int, default=defaults["seed"], help="of everything random (%(default)s)")
+    sites = parser.add_argument_group("which norms")
+    for knob, effect in (("--only", "replace only sites that match"), ("--keep", "leave sites that match")):
+        sites.add_argument(
+            knob, action="append", default=[], metavar="PATTERN", help=f"{effect}: a glob or re:..., repeatable"
+        )
+    bounds = parser.add_argument_group("quality and speed")
+    bounds.add_argument("--max-kl", type=float, metavar="X", help="write nothing above this mean KL, nats")
+    bounds.add_argument("--max-error", type=float, metavar="X", help="write nothing above this relative error")
+    bounds.add_argument("--provider", choices=PROVIDERS, default=defaults["provider"], help="(%(default)s)")
+    bounds.add_argument("--no-validate", dest="validate", action="store_false", help="skip the comparison")
+    bounds.add_argument("--no-time", dest="time", action="store_false", help="skip the timing")
+    output = parser.add_argument_group("output")
+    output.add_argument("--json", action="store_true", help="one JSON object on stdout and nothing else")
+    output.add_argument("--dry-run", action="store_true", help="list the norms, write nothing")
+    output.add_argument("-v", "--verbose", action="count", default=0, help="log what is done; twice for all")
+    output.add_argument("-q", "--quiet", action="store_true", help="no progress bar, no log")
+    return parser
+
+
+def _log_to(console: Console, verbosity: int, quiet: bool) -> None:
+    level = logging.ERROR if quiet else (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbosity, 2)]
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=console)])
+    logging.getLogger("dynorm_onnx").setLevel(level)
+
+
+@contextmanager
+def _progress(console: Console, quiet: bool) -> Iterator[Progress]:
+    """A bar per step on stderr; nothing where stderr is no terminal, so that logs stay readable."""
+    if quiet or not console.is_terminal:
+        yield no_progress
+        return
+    columns: tuple[Any, ...] = (
+        TextColumn("{task.description:>10}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Bar(*columns, console=console, transient=True) as bar:
+        tasks: dict[str, Any] = {}
+
+        def advance(step: str, done: int, total: int) -> None:
+            if step not in tasks:
+                tasks[step] = bar.add_task(step, total=None)
+            bar.update(tasks[step], completed=done, total=total or None)
+
+        yield advance
+
+
+def _table_console() -> Console:
+    console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        return Console(width=NARROWEST)
+    return console
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,65 @@
+"""What every function that replaces a norm is: its name, its parameters, its core in numpy and ONNX."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import onnx
+from onnxscript import values
+
+DOMAIN = "dynorm"
+DOMAIN_VERSION = 1
+
+# The part of a body that differs from function to function, for one opset and computing type.
+CoreScript = Callable[[values.Opset, int], onnx.FunctionProto]
+
+
+@dataclasses.dataclass(frozen=True)
+class NormParameters:
+    """The parameters of one replaced norm; all float64 while they are fitted.
+
+    weight and bias have shape [C]; `scalars` maps the function's parameter names (beta; alpha;
+    alpha and shift) to arrays of shape [1] or [C].
+    """
+
+    weight: np.ndarray
+    bias: np.ndarray
+    scalars: Mapping[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Function:
+    """An element-wise function y_i = weight_i * core(x_i; parameters_i) + bias_i.
+
+    `core(x, **parameters)` works in the dtype of its arguments; it rises with x and lies in
+    [-1, 1]. `script(op, element_type)` is the same in standard operators: a function of x and the
+    parameters, all of that type (float32, or double in a double model).
+    """
+
+    name: str  # "dyisru", as on the command line
+    op_type: str  # "DyISRU", in the domain `dynorm`
+    parameter_names: tuple[str, ...]
+    core: Callable[..., np.ndarray]
+    script: CoreScript
+    # The parameters whose core has slope `steepness` (up to a constant) where x = -shift / steepness.
+    from_steepness: Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]]
+
+    @property
+    def has_shift(self) -> bool:
+        """Whether the core can be moved along x."""
+        return "shift" in self.parameter_names
+
+    @property
+    def skip_op_type(self) -> str:
+        """The operator that takes X and skip and also gives out their sum."""
+        return f"Skip{self.op_type}"
+
+    def reference(
+        self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray, **parameters: np.ndarray
+    ) -> np.ndarray:
+        """The function in float64: x of shape [..., C], weight and bias [C], parameters [1] or [C]."""
+        wide = {name: np.asarray(value, np.float64) for name, value in parameters.items()}
+        core = self.core(np.asarray(x, np.float64), **wide)
+        return np.asarray(weight, np.float64) * core + np.asarray(bias, np.float64)

@@ -1,0 +1,84 @@
+"""The model-local ONNX function of each operator: the same file runs where our library is not.
+
+A body is: (Add skip,) Cast to the computing type, the function's core, times weight, plus bias,
+Cast back. ONNX Runtime inlines it and resolves the operators at the model's own opset, so a body is
+written for that opset.
+"""
+
+from __future__ import annotations
+
+import onnx
+from onnx import helper
+from onnxscript import values
+
+from dynorm_onnx.functions.base import DOMAIN, Function
+
+CAST_LIKE_OPSET = 15  # before it, a body cannot end in "the type of X" and serves one type only
+IR_VERSION = 8  # the first with model-local functions
+
+
+def onnx_function(function: Function, opset: int, element_type: int, *, skip: bool) -> onnx.FunctionProto:
+    """The body of `function` (of its Skip form if `skip`) in standard operators of `opset`.
+
+    Inputs X (and skip) [..., C] of type T, weight and bias [C] of type T, then the parameters,
+    float32, [1] or [C]. Outputs Y of type T (and residual = X + skip). It computes in float32, or
+    in double where `element_type` is double; from opset 15 on one body in double serves every T,
+    one in float32 every T but double.
+    """
+    compute = _computing_type(element_type)
+    core = function.script(values.Opset("", opset), compute)
+    source = "residual" if skip else "X"
+    nodes = _sum_nodes(opset, element_type, compute) if skip else []
+    arguments = {"x": source} | {name: name for name in function.parameter_names}
+    for name in core.input:
+        nodes.append(helper.make_node("Cast", [arguments[name]], [f"core_{name}"], to=compute))
+    nodes += _renamed(core)
+    nodes += [
+        helper.make_node("Cast", ["weight"], ["wide_weight"], to=compute),
+        helper.make_node("Cast", ["bias"], ["wide_bias"], to=compute),
+        helper.make_node("Mul", ["wide_weight", f"core_{core.output[0]}"], ["scaled"]),
+        helper.make_node("Add", ["scaled", "wide_bias"], ["wide_Y"]),
+        _cast_back("wide_Y", "Y", opset, element_type),
+    ]
+    return helper.make_function(
+        DOMAIN,
+        function.skip_op_type if skip else function.op_type,
+        inputs=["X", *(["skip"] if skip else []), "weight", "bias", *function.parameter_names],
+        outputs=["Y", "residual"] if skip else ["Y"],
+        nodes=nodes,
+        opset_imports=[helper.make_opsetid("", opset)],
+    )
+
+
+def _computing_type(element_type: int) -> int:
+    double = onnx.TensorProto.DOUBLE
+    return double if element_type == double else onnx.TensorProto.FLOAT
+
+
+def _sum_nodes(opset: int, element_type: int, compute: int) -> list[onnx.NodeProto]:
+    """residual = X + skip, rounded to T; by way of `compute`, since not every T has an Add on the CPU."""
+    return [
+        helper.make_node("Cast", ["X"], ["wide_X"], to=compute),
+        helper.make_node("Cast", ["skip"], ["wide_skip"], to=compute),
+        helper.make_node("Add", ["wide_X", "wide_skip"], ["wide_residual"]),
+        _cast_back("wide_residual", "residual", opset, element_type),
+    ]
+
+
+def _cast_back(wide: str, name: str, opset: int, element_type: int) -> onnx.NodeProto:
+    """To the type of X."""
+    if opset >= CAST_LIKE_OPSET:
+        return helper.make_node("CastLike", [wide, "X"], [name])
+    return helper.make_node("Cast", [wide], [name], to=element_type)
+
+
+def _renamed(core: onnx.FunctionProto) -> list[onnx.NodeProto]:
+    """The core's nodes with every value prefixed, so that none clashes with the body's own."""
+    nodes = []
+    for node in core.node:
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        copy.input[:] = [f"core_{name}" for name in node.input]
+        copy.output[:] = [f"core_{name}" for name in node.output]
+        nodes.append(copy)
+    return nodes

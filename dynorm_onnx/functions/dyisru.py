@@ -1,0 +1,50 @@
+"""DyISRU (Stollenwerk, arXiv 2503.21708): y = weight * x / sqrt(beta + x^2) + bias.
+
+With beta_i = sum_{j != i} x_j^2 and weight = sqrt(C) gamma this is RMSNorm with epsilon 0; a
+constant beta is the one approximation made.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+from onnxscript import script, values
+
+from dynorm_onnx.functions.base import DOMAIN, DOMAIN_VERSION, Function
+
+# In float32 x^2 must stay finite; the function reaches its limit long before this |x|. In double
+# x^2 is finite up to |x| = 1e154, and ONNX Runtime has no Clip in double before opset 12.
+LARGEST_FLOAT32 = 1e19
+
+
+def core(x: np.ndarray, beta: np.ndarray) -> np.ndarray:
+    """x / sqrt(beta + x^2) for any finite x and beta > 0, without overflow."""
+    return x / np.hypot(np.sqrt(beta), x)
+
+
+def in_standard_operators(op: values.Opset, element_type: int) -> onnx.FunctionProto:
+    """The core for one opset and computing type."""
+    highest = helper.make_tensor("highest", TensorProto.FLOAT, [], [LARGEST_FLOAT32])
+    lowest = helper.make_tensor("lowest", TensorProto.FLOAT, [], [-LARGEST_FLOAT32])
+    domain = values.Opset(DOMAIN, DOMAIN_VERSION)
+
+    @script(domain, default_opset=op)
+    def dyisru(x, beta):  # type: ignore[no-untyped-def]
+        bounded = op.Clip(x, op.Constant(value=lowest), op.Constant(value=highest))
+        return bounded / op.Sqrt(bounded * bounded + beta)
+
+    @script(domain, default_opset=op)
+    def dyisru_double(x, beta):  # type: ignore[no-untyped-def]
+        return x / op.Sqrt(x * x + beta)
+
+    chosen = dyisru_double if element_type == TensorProto.DOUBLE else dyisru
+    return chosen.to_function_proto()  # type: ignore[no-any-return]
+
+
+def from_steepness(steepness: np.ndarray, shift: np.ndarray) -> dict[str, np.ndarray]:
+    """beta = 1 / steepness^2, which gives the core the slope `steepness` at zero."""
+    return {"beta": steepness**-2.0}
+
+
+DYISRU = Function("dyisru", "DyISRU", ("beta",), core, in_standard_operators, from_steepness)

@@ -1,0 +1,139 @@
+"""Putting nodes and initializers into a graph under unique, readable names, and taking dead ones out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+Attribute = int | float | str | Sequence[int] | ir.TensorProtocol
+
+
+class Names:
+    """Every name in a model, so that a new one can be chosen that is not among them."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self._used: set[str | None] = set()
+        for graph in model.graphs():
+            self._used.update(value.name for value in graph.inputs)
+            self._used.update(graph.initializers)
+            for node in graph:
+                self._used.add(node.name)
+                self._used.update(value.name for value in node.outputs)
+
+    def unique(self, stem: str) -> str:
+        """`stem`, or `stem_1` and so on if that is taken."""
+        name, count = stem, 0
+        while name in self._used:
+            count += 1
+            name = f"{stem}_{count}"
+        self._used.add(name)
+        return name
+
+
+class Emitter:
+    """Writes nodes in front of one place of a graph; their names begin with `stem`."""
+
+    def __init__(self, graph: ir.Graph, names: Names, place: ir.Node, stem: str) -> None:
+        self._graph = graph
+        self._names = names
+        self._place = place
+        self._stem = stem
+
+    def node(
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        attributes: Mapping[str, Attribute] | None = None,
+        *,
+        domain: str = "",
+        outputs: Sequence[str],
+    ) -> ir.Node:
+        """A node whose outputs are named `stem.OUTPUT` for each of `outputs`."""
+        node = ir.node(
+            op_type, inputs, attributes or {}, domain=domain, num_outputs=len(outputs),
+            name=self._names.unique(f"{self._stem}.{outputs[0]}.{op_type}"),
+        )  # fmt: skip
+        for value, suffix in zip(node.outputs, outputs, strict=True):
+            value.name = self._names.unique(f"{self._stem}.{suffix}")
+        self._graph.insert_before(self._place, node)
+        return node
+
+    def op(
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        attributes: Mapping[str, Attribute] | None = None,
+        *,
+        domain: str = "",
+        output: str,
+        like: ir.Value | None = None,
+        dtype: ir.DataType | None = None,
+    ) -> ir.Value:
+        """The one output of a new node; `like` lends its shape, and its type unless `dtype` is given."""
+        value = self.node(op_type, inputs, attributes, domain=domain, outputs=[output]).outputs[0]
+        if like is not None:
+            value.shape = like.shape.copy() if like.shape is not None else None
+            value.type = like.type
+        if dtype is not None:
+            value.type = ir.TensorType(dtype)
+        return value
+
+    def cast(self, value: ir.Value, dtype: ir.DataType, output: str) -> ir.Value:
+        """`value` itself if it has the type already, else a Cast of it."""
+        if value.dtype == dtype:
+            return value
+        return self.op("Cast", [value], {"to": dtype.value}, output=output, like=value, dtype=dtype)
+
+    def initializer(self, array: np.ndarray, name: str) -> ir.Value:
+        """A new initializer `stem.NAME`."""
+        return add_initializer(self._graph, self._names.unique(f"{self._stem}.{name}"), array)
+
+    def integers(self, numbers: Iterable[int], name: str) -> ir.Value:
+        """A new int64 vector, as shapes and axes are given."""
+        return self.initializer(np.asarray(list(numbers), np.int64), name)
+
+
+def add_initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    """Registers `array` under `name`, which must be free."""
+    tensor = ir.tensor(array, name=name)
+    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    graph.register_initializer(value)
+    return value
+
+
+def take_over(old: ir.Value, new: ir.Value) -> None:
+    """Gives `new` all that `old` was: its readers, its name, its place among the graph's outputs.
+
+    The node of `old` must be removed after, or there are two values of one name.
+    """
+    if old.type is not None:
+        new.type = old.type
+    if old.shape is not None:
+        new.shape = old.shape
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    new.name = old.name
+
+
+def remove_dead(nodes: Iterable[ir.Node]) -> None:
+    """Removes those of `nodes` that nothing reads, and what only they read: nodes and initializers."""
+    pending = list(nodes)
+    while pending:
+        node = pending.pop()
+        if node.graph is None or any(v.uses() or v.is_graph_output() for v in node.outputs):
+            continue
+        sources = [value for value in node.inputs if value is not None]
+        node.graph.remove(node, safe=True)
+        for value in sources:
+            producer = value.producer()
+            if producer is not None:
+                pending.append(producer)
+            else:
+                _drop_initializer(value)
+
+
+def _drop_initializer(value: ir.Value) -> None:
+    unused = not (value.uses() or value.is_graph_output() or value.is_graph_input())
+    if unused and value.is_initializer() and value.graph is not None:
+        value.graph.initializers.pop(str(value.name))

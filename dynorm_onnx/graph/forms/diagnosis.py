@@ -1,0 +1,87 @@
+"""Why what looked like a norm is none: the sentence that a near miss carries."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+from dynorm_onnx.graph.forms.algebra import Monomial, Polynomial, Sum
+from dynorm_onnx.graph.forms.anchors import Anchor
+from dynorm_onnx.graph.forms.index import GraphIndex
+from dynorm_onnx.graph.forms.inverse_root import split_inverse_root, spread
+from dynorm_onnx.graph.forms.region import Region
+
+HALF = Fraction(1, 2)
+
+
+def why_not_axes(index: GraphIndex, anchor: Anchor) -> str | None:
+    """Why the axes of a reduction are not those of a norm; None if they can be."""
+    axes = anchor.axes
+    if axes is None:
+        return "the axes of its mean are computed, or positive where the rank is not known"
+    if axes == ():
+        return "its mean runs over all axes, the batch too"
+    if axes != tuple(range(axes[0], axes[0] + len(axes))):
+        return f"its mean runs over the axes {list(axes)}, as in a MeanVarianceNormalization or BatchNorm"
+    rank = index.rank(anchor.node.inputs[0])
+    if rank is not None and axes[0] == -rank and len(axes) < rank:
+        return "its mean runs over the batch"
+    return None
+
+
+def explain(region: Region) -> str:
+    """The most telling difference between the formulas in a region and a norm's."""
+    forms = [form for value, form in region.forms.items() if value is not region.frame.x]
+    monomials = [(form, m, c) for form in forms for m, c in form.terms.items()]
+    lengths = [(m, c) for _, m, c in monomials if _is_direction(m, region)]
+    if lengths:
+        scale = lengths[0][1]
+        return (
+            f"it is x over its length times {scale:.4g}: an L2 normalisation, which lacks the factor "
+            "sqrt(channels), or a norm with another scale"
+        )
+    if any(_is_sum_with_root(form) for form in forms):
+        return "epsilon is added to the root, not under it"
+    for form in forms:
+        reason = _wrong_quotient(form)
+        if reason is not None:
+            return reason
+    if any(_has_inverse_root(m) for _, m, _ in monomials):
+        return "what its inverse root multiplies is not what was squared"
+    return "its mean square is not made an inverse root that multiplies x"
+
+
+def _is_direction(monomial: Monomial, region: Region) -> bool:
+    """x / length(x), but for a factor."""
+    found = split_inverse_root(monomial)
+    return found is not None and found[0].kind == "rms" and {s for s, _ in found[1]} in ({"x"}, {"x", "count"})
+
+
+def _is_sum_with_root(form: Polynomial) -> bool:
+    """root + eps, whose inverse is then taken."""
+    if len(form.terms) != 2 or frozenset() not in form.terms or form.has("x"):
+        return False
+    (monomial,) = (m for m in form.terms if m)
+    return any(e == HALF and (s == "square" or isinstance(s, Sum)) for s, e in monomial)
+
+
+def _wrong_quotient(form: Polynomial) -> str | None:
+    """x over a root that belongs to something else."""
+    for monomial in form.terms:
+        for symbol, exponent in monomial:
+            if ("x", Fraction(1)) not in monomial or not isinstance(symbol, Sum) or exponent >= 0:
+                continue
+            found = spread(symbol.polynomial)
+            if found is None:
+                return "what stands under its root is neither the mean square nor the variance plus epsilon"
+            if exponent != -HALF:
+                return f"the exponent of its mean square is {exponent}, not -1/2"
+            centred = any(s == "mean" for m in form.terms for s, _ in m)
+            if found.kind == "layer" and not centred:
+                return "x is divided by its deviation without its mean being taken off"
+            if found.kind == "rms" and centred:
+                return "x minus its mean is divided by the root of the mean square, not by the deviation"
+    return None
+
+
+def _has_inverse_root(monomial: Monomial) -> bool:
+    return split_inverse_root(monomial) is not None

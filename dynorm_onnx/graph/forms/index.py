@@ -1,0 +1,313 @@
+"""GraphIndex: what the finders of norms ask about a graph, answered once and remembered.
+
+One index covers one graph (the model's, or a body of If / Loop / Scan). Finders walk `index.nodes`,
+never `model.graph`, so that the same code searches bodies. The graph is never changed, and an index
+is of no use after it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from dynorm_onnx.graph.forms import constants
+
+Shape = tuple[int | None, ...]
+
+FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
+_SHAPE_ONLY = {"Shape", "Size"}
+_RANDOM = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial"}
+_SAME_SHAPE = {"Sqrt", "Reciprocal", "Neg", "Tanh", "Sigmoid", "Relu", "Erf", "LayerNormalization"}
+
+
+def is_op(node: ir.Node | None, *op_types: str) -> bool:
+    """Whether the node is one of these operators of the default domain."""
+    return node is not None and node.domain in ("", "ai.onnx") and node.op_type in op_types
+
+
+def data_inputs(node: ir.Node) -> Iterator[ir.Value]:
+    """All values whose numbers a node reads, those that its bodies read from outside included."""
+    read = node.inputs[:1] if is_op(node, "CastLike") else () if is_op(node, *_SHAPE_ONLY) else node.inputs
+    yield from (value for value in read if value is not None)
+    for attribute in node.attributes.values():
+        bodies = (
+            [attribute.value]
+            if attribute.type == ir.AttributeType.GRAPH
+            else attribute.value
+            if attribute.type == ir.AttributeType.GRAPHS
+            else []
+        )
+        for body in bodies:
+            for inner in body.all_nodes():
+                for value in inner.inputs:
+                    if value is not None and value.graph is not body:
+                        yield value
+
+
+class GraphIndex:
+    """Constants, shapes, consumers and sameness of the values of one graph.
+
+    `parent` is the index of the graph around a body: values from outside are looked up there.
+    """
+
+    def __init__(self, graph: ir.Graph, opset_imports: Mapping[str, int], parent: GraphIndex | None = None) -> None:
+        self.graph = graph
+        self.parent = parent
+        self.nodes: tuple[ir.Node, ...] = tuple(graph)
+        self._opsets = {("" if k == "ai.onnx" else k): v for k, v in opset_imports.items()}
+        self._position = {node: i for i, node in enumerate(self.nodes)}
+        self._live = self._find_live()
+        self._constants: dict[ir.Value, np.ndarray | None] = {}
+        self._numbers: dict[ir.Value, int] = {}
+        self._keys: dict[tuple, int] = {}
+        self._input_dependent = self._find_input_dependent()
+
+    # -- the graph ------------------------------------------------------------------------------
+
+    def opset(self, domain: str = "") -> int | None:
+        """The version that the model imports of a domain; None where it imports none."""
+        return self._opsets.get(domain)
+
+    def __contains__(self, node: ir.Node | None) -> bool:
+        """Whether the node lies in this graph itself (not in a body within it)."""
+        return node in self._position
+
+    def position(self, node: ir.Node) -> int:
+        """The node's place in the graph's order."""
+        return self._position[node]
+
+    def consumers(self, value: ir.Value) -> list[ir.Node]:
+        """The nodes that read the value, without dead ones; a reader in a body counts as itself."""
+        return [node for node in value.consumers() if node not in self._position or node in self._live]
+
+    def is_output(self, value: ir.Value) -> bool:
+        """Whether the graph (or body) gives the value out."""
+        return value.is_graph_output()
+
+    def used_outside(self, value: ir.Value, nodes: set[ir.Node]) -> bool:
+        """Whether anything but these nodes needs the value."""
+        return self.is_output(value) or any(node not in nodes for node in self.consumers(value))
+
+    def _find_live(self) -> set[ir.Node]:
+        live: set[ir.Node] = set()
+        for node in reversed(self.nodes):
+            for output in node.outputs:
+                readers = output.consumers()
+                if output.is_graph_output() or any(r in live or r not in self._position for r in readers):
+                    live.add(node)
+                    break
+        return live
+
+    # -- constants ------------------------------------------------------------------------------
+
+    def constant(self, value: ir.Value | None) -> np.ndarray | None:
+        """The data of a small constant, folded through shape arithmetic; None if not known.
+
+        At most constants.LARGEST elements; use `is_constant` to ask about weights, whose data may
+        be missing.
+        """
+        if value is None:
+            return None
+        if value not in self._constants:
+            self._constants[value] = None  # for graphs that are not acyclic: never recurse twice
+            self._constants[value] = self._fold(value)
+        return self._constants[value]
+
+    def scalar(self, value: ir.Value | None) -> float | None:
+        """The number that a constant of one element holds, also when it is expanded to a shape."""
+        if value is None:
+            return None
+        data = self.constant(value)
+        if data is not None:
+            return float(data.item()) if data.size == 1 else None
+        node = value.producer()
+        if is_op(node, "Expand", "Reshape", "Unsqueeze", "Squeeze", "Identity") and node is not None:
+            return self.scalar(node.inputs[0])
+        if is_op(node, "Cast") and node is not None:
+            number = self.scalar(node.inputs[0])
+            kind = ir.DataType(constants.integer(node, "to", 1)).numpy()
+            return None if number is None else float(np.asarray(number).astype(kind))
+        if is_op(node, "ConstantOfShape") and node is not None:
+            fill = node.attributes.get("value")
+            data = np.zeros(1) if fill is None else constants.read_tensor(fill.as_tensor())
+            return None if data is None else float(data.item())
+        return None
+
+    def is_constant(self, value: ir.Value) -> bool:
+        """Whether the value is the same for every input of the model; shapes count as the same."""
+        if value.is_initializer():
+            return True
+        if value.producer() in self._position:
+            return value not in self._input_dependent
+        return self.parent.is_constant(value) if self.parent is not None else False
+
+    def _fold(self, value: ir.Value) -> np.ndarray | None:
+        if value.is_initializer():
+            return constants.read_tensor(value.const_value)
+        node = value.producer()
+        if node is None or node.domain not in ("", "ai.onnx"):
+            return None
+        if node.op_type == "Constant":
+            return constants.constant_node(node)
+        if node.op_type == "Shape":
+            return self._fold_shape(node)
+        if node.op_type == "Size":
+            return self._fold_size(node)
+        if node.op_type == "CastLike":
+            data, dtype = self.constant(node.inputs[0]), self.dtype(node.inputs[1])
+            return data if data is None or dtype is None else data.astype(dtype.numpy())
+        fold = constants.FOLDS.get(node.op_type)
+        if fold is None:
+            return None
+        try:
+            data = fold(node, [self.constant(i) for i in node.inputs])
+        except (ValueError, IndexError, TypeError):  # a malformed file: then it is no constant of ours
+            return None
+        return data if data is None or data.size <= constants.LARGEST else None
+
+    def _fold_shape(self, node: ir.Node) -> np.ndarray | None:
+        shape = self.shape(node.inputs[0])
+        if shape is None:
+            return None
+        wanted = shape[constants.integer(node, "start", 0) :][
+            : constants.integer(node, "end", len(shape)) - max(constants.integer(node, "start", 0), 0)
+        ]
+        if any(d is None for d in wanted):
+            return None
+        return np.asarray(wanted, np.int64)
+
+    def _fold_size(self, node: ir.Node) -> np.ndarray | None:
+        shape = self.shape(node.inputs[0])
+        inner = node.inputs[0].producer() if node.inputs[0] is not None else None
+        if is_op(inner, "Shape") and inner is not None and not inner.attributes:
+            rank = self.rank(inner.inputs[0])  # Size(Shape(x)): known even where the shape is not
+            return None if rank is None else np.asarray(rank, np.int64)
+        if shape is None or any(d is None for d in shape):
+            return None
+        return np.asarray(np.prod([d for d in shape if d is not None]), np.int64)
+
+    def _find_input_dependent(self) -> set[ir.Value]:
+        dependent: set[ir.Value] = set()
+        for node in self.nodes:
+            varies = is_op(node, *_RANDOM) or any(
+                value in dependent or (value.producer() not in self._position and not self.is_constant(value))
+                for value in data_inputs(node)
+            )
+            if varies:
+                dependent.update(node.outputs)
+        return dependent
+
+    # -- types and shapes -----------------------------------------------------------------------
+
+    def shape(self, value: ir.Value | None) -> Shape | None:
+        """The static shape, None for each dimension (or all of it) that is not known."""
+        if value is None:
+            return None
+        shape = value.const_value.shape if value.shape is None and value.const_value else value.shape
+        if shape is not None:
+            return tuple(d if isinstance(d, int) else None for d in shape)
+        node = value.producer()
+        if is_op(node, "Constant") and node is not None:
+            data = constants.constant_node(node)
+            tensor = node.attributes.get("value")
+            if tensor is not None:
+                return tuple(tensor.as_tensor().shape.numpy())
+            return None if data is None else data.shape
+        if is_op(node, "Cast", "Identity", *_SAME_SHAPE) and node is not None:
+            return self.shape(node.inputs[0])
+        return None
+
+    def rank(self, value: ir.Value | None) -> int | None:
+        """The number of dimensions, where anything tells it."""
+        shape = self.shape(value)
+        if shape is not None:
+            return len(shape)
+        node = value.producer() if value is not None else None
+        if is_op(node, "Flatten"):
+            return 2
+        if is_op(node, "Reshape") and node is not None and len(node.inputs) > 1:
+            target = self.shape(node.inputs[1])
+            return target[0] if target else None
+        return None
+
+    def dtype(self, value: ir.Value | None) -> ir.DataType | None:
+        """The element type, also where no value info says it but a Cast or an input's type does."""
+        if value is None:
+            return None
+        if value.dtype is not None:
+            return value.dtype
+        if value.const_value is not None:
+            return value.const_value.dtype
+        node = value.producer()
+        if node is None or node.domain not in ("", "ai.onnx") or not node.inputs:
+            return None
+        if node.op_type == "Cast":
+            return ir.DataType(constants.integer(node, "to", 1))
+        # Every other operator of the finders' algebra gives the type of its first input.
+        return self.dtype(node.inputs[0])
+
+    # -- sameness -------------------------------------------------------------------------------
+
+    def peel(self, value: ir.Value) -> ir.Value:
+        """The value before all Casts between float types and Identities."""
+        node = value.producer()
+        while is_op(node, "Cast", "Identity") and node is not None and node.inputs[0] is not None:
+            source = node.inputs[0]
+            if node.op_type == "Cast" and self.dtype(source) not in FLOATS | {None}:
+                break
+            value, node = source, source.producer()
+        return value
+
+    def same(self, a: ir.Value, b: ir.Value) -> bool:
+        """Whether two values hold the same numbers but for Casts: equal nodes give equal values."""
+        return self.number(a) == self.number(b)
+
+    def number(self, value: ir.Value) -> int:
+        """The value's number; values with one number are computed alike from the same sources."""
+        pending = [value]
+        while pending:
+            top = pending[-1]
+            source = self.peel(top)
+            node = source.producer()
+            missing = []
+            if node in self._position and node is not None:
+                missing = [i for i in node.inputs if i is not None and i not in self._numbers]
+            if missing and top not in self._numbers:
+                pending.extend(missing)
+                continue
+            pending.pop()
+            if top not in self._numbers:
+                self._numbers[top] = self._keys.setdefault(self._key(source), len(self._keys))
+        return self._numbers[value]
+
+    def _key(self, value: ir.Value) -> tuple:
+        data = self.constant(value)
+        if data is not None and data.size == 1:
+            return ("scalar", float(data.item()))
+        node = value.producer()
+        if node not in self._position or node is None or node.op_type in _RANDOM:
+            return ("source", id(value))
+        attributes = tuple(sorted((k, str(v)) for k, v in node.attributes.items()))
+        inputs = tuple(-1 if i is None else self._numbers[i] for i in node.inputs)
+        return (node.domain, node.op_type, value.index(), attributes, inputs)
+
+    def depends_on(self, value: ir.Value, source: ir.Value) -> bool:
+        """Whether the value's numbers need the source's numbers; a shape alone does not count."""
+        if value is source:
+            return True
+        first = source.producer()
+        start = self._position.get(first, -1) if first is not None else -1
+        seen: set[ir.Node] = set()
+        stack = [value]
+        while stack:
+            node = stack.pop().producer()
+            if node is None or node in seen or self._position.get(node, -1) <= start:
+                continue
+            seen.add(node)
+            for i in data_inputs(node):
+                if i is source:
+                    return True
+                stack.append(i)
+        return False

@@ -1,0 +1,272 @@
+"""Linear layers with constant weights: y = x W + b, however they are spelled.
+
+MatMul with the constant on either side, Gemm with any flags, FusedMatMul, 1x1 Conv and the packed
+projection of com.microsoft::Attention; a bias Add that follows belongs to the layer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from dynorm_onnx.graph.reads import inputs_of
+
+FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
+QUANTISED = frozenset(
+    {"MatMulNBits", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QLinearMatMul", "QGemm",
+     "MatMulBnb4", "QAttention", "ConvInteger", "QLinearConv"}
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Residual:
+    """Where a layer's output is added to the stream: total = output + stream."""
+
+    stream: ir.Value
+    total: ir.Value
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LinearLayer:
+    """One layer; its weight is an initializer that nothing else reads.
+
+    `feature_axis` is the axis of x that is summed over and of y that is made. The weight's data is
+    [in, out], or [out, in] (and more ones behind, for Conv) where `transposed`; y = scale x W + b.
+    """
+
+    name: str  # the weight's
+    node: ir.Node
+    x: ir.Value
+    feature_axis: int
+    weight: ir.Value
+    transposed: bool
+    scale: float
+    bias: ir.Value | None  # an initializer [out] that nothing else reads
+    bias_scale: float
+    nodes: tuple[ir.Node, ...]  # the node, and the Add of the bias
+    y: ir.Value | None  # behind the bias; None where it stays inside the operator
+    residual: Residual | None
+
+    @property
+    def inputs(self) -> int:
+        """How many features x has."""
+        return int(self._shape()[1 if self.transposed else 0])
+
+    @property
+    def outputs(self) -> int:
+        """How many features y has."""
+        return int(self._shape()[0 if self.transposed else 1])
+
+    def matrix(self) -> np.ndarray:
+        """The weight as [in, out] float64, scale included."""
+        assert self.weight.const_value is not None
+        array = self.weight.const_value.numpy().astype(np.float64)
+        array = array.reshape(array.shape[:2])
+        return self.scale * (array.T if self.transposed else array)
+
+    def stored(self, matrix: np.ndarray) -> np.ndarray:
+        """[in, out] float64 as the initializer holds it, in its type and shape."""
+        assert self.weight.const_value is not None
+        tensor = self.weight.const_value
+        array = matrix / self.scale
+        return (array.T if self.transposed else array).reshape(tuple(tensor.shape)).astype(tensor.dtype.numpy())
+
+    def offset(self) -> np.ndarray:
+        """The bias as [out] float64, scale included; zeros where there is none."""
+        if self.bias is None:
+            return np.zeros(self.outputs)
+        assert self.bias.const_value is not None
+        return self.bias_scale * self.bias.const_value.numpy().astype(np.float64).reshape(-1)
+
+    def stored_offset(self, offset: np.ndarray) -> np.ndarray:
+        """The bias as its initializer holds it; the layer must have one."""
+        assert self.bias is not None and self.bias.const_value is not None
+        tensor = self.bias.const_value
+        return (offset / self.bias_scale).reshape(tuple(tensor.shape)).astype(tensor.dtype.numpy())
+
+    def _shape(self) -> ir.Shape:
+        assert self.weight.shape is not None
+        return self.weight.shape
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearLayers:
+    """The layers of a graph in its order, and by name why others with constant weights are left alone."""
+
+    layers: tuple[LinearLayer, ...]
+    left: dict[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Spelling:
+    """Which operand is which: positions among the node's inputs, and how they enter."""
+
+    x: int
+    weight: int
+    bias: int | None
+    feature_axis: int
+    transposed: bool
+    scale: float = 1.0
+    bias_scale: float = 1.0
+
+
+def find_linear_layers(graph: ir.Graph) -> LinearLayers:
+    """All linear layers of the graph itself (not of bodies of If or Loop)."""
+    readers = _reader_counts(graph)
+    layers: list[LinearLayer] = []
+    left: dict[str, str] = {}
+    for node in graph:
+        if node.op_type in QUANTISED:
+            left[node.name or str(node.outputs[0].name)] = f"{node.op_type}: its weights are quantised"
+            continue
+        spelling = _spelling(node)
+        if spelling is None:
+            continue
+        weight = node.inputs[spelling.weight]
+        assert weight is not None
+        reason = _unfit(weight, readers)
+        if reason is not None:
+            left[str(weight.name)] = reason
+            continue
+        layers.append(_layer(node, spelling, readers))
+    return LinearLayers(tuple(layers), left)
+
+
+def _reader_counts(graph: ir.Graph) -> dict[ir.Value, int]:
+    counts: dict[ir.Value, int] = {}
+    for node in graph:
+        for value in inputs_of(node):
+            counts[value] = counts.get(value, 0) + 1
+    return counts
+
+
+def _unfit(weight: ir.Value, readers: dict[ir.Value, int]) -> str | None:
+    if weight.is_graph_output():
+        return "the weight is an output of the graph"
+    if readers[weight] > 1:
+        return f"the weight is read in {readers[weight]} places (tied or shared), which one solution cannot suit"
+    return None
+
+
+def _spelling(node: ir.Node) -> _Spelling | None:
+    reader = _SPELLINGS.get((node.domain, node.op_type))
+    return reader(node) if reader is not None else None
+
+
+def _matmul(node: ir.Node) -> _Spelling | None:
+    left, right = node.inputs[:2]
+    if _is_weight(right):
+        return _Spelling(0, 1, None, -1, transposed=False)
+    if _is_weight(left):  # W x: the features of x are its rows
+        return _Spelling(1, 0, None, -2, transposed=True)
+    return None
+
+
+def _fused_matmul(node: ir.Node) -> _Spelling | None:
+    flags = {name: _integer(node, name) for name in ("transA", "transB", "transBatchA", "transBatchB")}
+    if not _is_weight(node.inputs[1]) or flags["transA"] or flags["transBatchA"] or flags["transBatchB"]:
+        return None
+    return _Spelling(0, 1, None, -1, transposed=bool(flags["transB"]), scale=_number(node, "alpha"))
+
+
+def _gemm(node: ir.Node) -> _Spelling | None:
+    if not _is_weight(node.inputs[1]):
+        return None
+    axis = 0 if _integer(node, "transA") else -1
+    bias = 2 if len(node.inputs) > 2 and node.inputs[2] is not None else None
+    return _Spelling(0, 1, bias, axis, bool(_integer(node, "transB")), _number(node, "alpha"), _number(node, "beta"))
+
+
+def _conv(node: ir.Node) -> _Spelling | None:
+    weight = node.inputs[1]
+    if not _is_float_constant(weight) or weight is None or weight.shape is None or len(weight.shape) < 3:
+        return None
+    plain = all(size == 1 for size in weight.shape[2:]) and _integer(node, "group", 1) == 1
+    strides, pads = node.attributes.get("strides"), node.attributes.get("pads")
+    plain = plain and (strides is None or set(strides.as_ints()) == {1})
+    plain = plain and (pads is None or set(pads.as_ints()) == {0})
+    bias = 2 if len(node.inputs) > 2 and node.inputs[2] is not None else None
+    return _Spelling(0, 1, bias, 1, transposed=True) if plain else None
+
+
+def _attention(node: ir.Node) -> _Spelling | None:
+    return _Spelling(0, 1, 2, -1, transposed=False) if _is_weight(node.inputs[1]) else None
+
+
+_SPELLINGS = {
+    ("", "MatMul"): _matmul,
+    ("", "Gemm"): _gemm,
+    ("", "Conv"): _conv,
+    ("com.microsoft", "FusedMatMul"): _fused_matmul,
+    ("com.microsoft", "Attention"): _attention,
+}
+
+
+def _layer(node: ir.Node, spelling: _Spelling, readers: dict[ir.Value, int]) -> LinearLayer:
+    x, weight = node.inputs[spelling.x], node.inputs[spelling.weight]
+    assert x is not None and weight is not None
+    nodes, y = (node,), node.outputs[0]
+    bias = node.inputs[spelling.bias] if spelling.bias is not None else None
+    if bias is None and spelling.bias is None and (added := _bias_add(y, spelling, readers)) is not None:
+        add, bias = added
+        nodes, y = (node, add), add.outputs[0]
+    if bias is not None and not (_is_float_constant(bias) and readers[bias] == 1):
+        bias = None
+    inside = node.op_type == "Attention"
+    return LinearLayer(
+        str(weight.name), node, x, spelling.feature_axis, weight, spelling.transposed, spelling.scale,
+        bias, spelling.bias_scale, nodes, None if inside else y, None if inside else _residual(y),
+    )  # fmt: skip
+
+
+def _bias_add(y: ir.Value, spelling: _Spelling, readers: dict[ir.Value, int]) -> tuple[ir.Node, ir.Value] | None:
+    """The Add of a constant vector that alone reads y, and that vector."""
+    add = _only_reader(y)
+    if add is None or add.op_type != "Add" or add.domain != "" or spelling.feature_axis != -1:
+        return None
+    bias = next((value for value in add.inputs if value is not y), None)
+    fits = bias is not None and _is_float_constant(bias) and bias.shape is not None and readers[bias] == 1
+    if not fits or bias is None or bias.shape is None or y.shape is None:
+        return None
+    return (add, bias) if list(bias.shape) == [y.shape[-1]] else None
+
+
+def _residual(y: ir.Value) -> Residual | None:
+    """The Add (of a value that is no constant, of y's rank) that alone reads y."""
+    add = _only_reader(y)
+    if add is None or add.op_type != "Add" or add.domain != "":
+        return None
+    stream = next((value for value in add.inputs if value is not y), None)
+    if stream is None or stream.const_value is not None or stream.shape is None or y.shape is None:
+        return None
+    return Residual(stream, add.outputs[0]) if len(stream.shape) == len(y.shape) else None
+
+
+def _only_reader(value: ir.Value) -> ir.Node | None:
+    if value.is_graph_output():
+        return None
+    readers: Iterator[ir.Node] = iter(value.consumers())
+    first = next(readers, None)
+    return first if next(readers, None) is None else None
+
+
+def _is_weight(value: ir.Value | None) -> bool:
+    return _is_float_constant(value) and value is not None and value.shape is not None and len(value.shape) == 2
+
+
+def _is_float_constant(value: ir.Value | None) -> bool:
+    return value is not None and value.is_initializer() and value.const_value is not None and value.dtype in FLOATS
+
+
+def _integer(node: ir.Node, name: str, default: int = 0) -> int:
+    attribute = node.attributes.get(name)
+    return attribute.as_int() if attribute is not None else default
+
+
+def _number(node: ir.Node, name: str) -> float:
+    attribute = node.attributes.get(name)
+    return attribute.as_float() if attribute is not None else 1.0

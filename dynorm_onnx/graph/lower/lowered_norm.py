@@ -1,0 +1,55 @@
+"""LoweredNorm: one norm of a lowered model, a single canonical node over the last axis."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import onnx_ir as ir
+
+from dynorm_onnx.graph.norm_site import Kind
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LoweredNorm:
+    """y = norm(x) * weight + bias by one node; x and y have shape [..., C] and type `dtype`.
+
+    The node is LayerNormalization, RMSNormalization or SimplifiedLayerNormalization with axis -1. A
+    weight that is no constant [C] vector is multiplied on by nodes that follow y, and is ones here;
+    likewise a bias.
+    """
+
+    site_name: str
+    kind: Kind
+    form: str
+    node: ir.Node
+    x: ir.Value
+    y: ir.Value
+    weight: np.ndarray  # [C] float32; [1] if channels is None
+    bias: np.ndarray | None  # [C] float32
+    epsilon: float
+    channels: int | None  # C, where the model says it
+    dtype: ir.DataType
+    skip: tuple[ir.Value, ir.Value] | None  # the operands, if x is a sum of two of equal shape
+
+
+def sum_operands(x: ir.Value) -> tuple[ir.Value, ir.Value] | None:
+    """The operands of the Add that produces `x`, if they have the same shape; else None."""
+    node = x.producer()
+    if node is None or node.domain != "" or node.op_type != "Add":
+        return None
+    a, b = node.inputs
+    if a is None or b is None or a.shape is None or b.shape is None or len(a.shape) != len(b.shape):
+        return None
+    return (a, b) if all(_equal(i, j) for i, j in zip(a.shape, b.shape, strict=True)) else None
+
+
+def _equal(a: int | ir.SymbolicDim, b: int | ir.SymbolicDim) -> bool:
+    """Whether two dimensions of summands are equal; only a 1 could be stretched to meet the other.
+
+    An exporter gives a dimension that it could not follow no name, or one of its own. Of a residual
+    stream none of these is 1 unless the other is.
+    """
+    if isinstance(a, int) and isinstance(b, int):
+        return a == b
+    return 1 not in (a, b)

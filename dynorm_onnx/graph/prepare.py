@@ -1,0 +1,156 @@
+"""A model as found in the wild -> one that finding and lowering can work on."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import InlinePass, NameFixPass, ShapeInferencePass
+
+from dynorm_onnx.graph.emit import add_initializer
+
+logger = logging.getLogger(__name__)
+
+# For files that import no default opset (all their nodes are ONNX Runtime's): new enough for
+# LayerNormalization, old enough for every ONNX Runtime that runs those nodes.
+DEFAULT_OPSET = 17
+STANDARD_NAMES = ("", "ai.onnx")  # two spellings of one domain
+
+# The steps that make up a norm; a local function with one of them may hide a norm.
+_REDUCTIONS = frozenset(
+    {"ReduceMean", "ReduceSum", "ReduceSumSquare", "ReduceL2", "LpNormalization", "BatchNormalization"}
+)
+_AXES_INPUT_SINCE = {"ReduceSum": 13} | dict.fromkeys(
+    ("ReduceMean", "ReduceSumSquare", "ReduceL2", "ReduceL1", "ReduceMax", "ReduceMin"), 18
+)
+
+
+def clone(model: ir.Model) -> ir.Model:
+    """A copy with its own graphs, nodes and values; the tensors are shared."""
+    copy = model.clone()
+    copy.meta.update(model.meta)
+    return copy
+
+
+def prepare(model: ir.Model) -> ir.Model:
+    """A clone of `model` in which norms can be found and replaced; it computes the same.
+
+    Local functions that hold a norm are inlined, domains in use are imported, reductions that carry
+    `axes` in the place where their opset no longer has it are mended, every node and value has a
+    unique name, and types and shapes are inferred as far as that goes. Weights are not read.
+    """
+    copy = clone(model)
+    _import_domains(copy)
+    _inline_norm_functions(copy)
+    _mend_reductions(copy)
+    NameFixPass()(copy)
+    _infer_shapes(copy)
+    return copy
+
+
+def is_norm_name(op_type: str) -> bool:
+    """Whether an operator is a norm, or holds one, by its name alone."""
+    return "LayerNorm" in op_type or "RMSNorm" in op_type or "GroupQueryAttention" in op_type
+
+
+def _import_domains(model: ir.Model) -> None:
+    imports = model.graph.opset_imports
+    if "ai.onnx" in imports:
+        version = imports.pop("ai.onnx")
+        imports.setdefault("", version)
+    imports.setdefault("", DEFAULT_OPSET)
+    for node in model.graph.all_nodes():
+        imports.setdefault(node.domain, 1)
+    for function in model.functions.values():
+        if "ai.onnx" in function.opset_imports:
+            function.opset_imports.setdefault("", function.opset_imports.pop("ai.onnx"))
+
+
+def _inline_norm_functions(model: ir.Model) -> None:
+    holders = _functions_with_norms(model)
+    if not holders:
+        return
+    for key in holders:
+        # The inliner insists on equal versions. ONNX asks of a valid file that the operators in a
+        # body mean the same in both; the one known breach, `axes` of reductions, is mended after.
+        imports = model.functions[key].opset_imports
+        imports.update({domain: model.opset_imports.get(domain, version) for domain, version in imports.items()})
+    InlinePass(criteria=lambda function: function.identifier() in holders)(model)
+    for node in model.graph.all_nodes():
+        model.opset_imports.setdefault(node.domain, 1)
+
+
+def _functions_with_norms(model: ir.Model) -> set[ir.OperatorIdentifier]:
+    """The functions that hold a norm, themselves or in a function that they call."""
+    holders: set[ir.OperatorIdentifier] = set()
+    bodies = {key: list(function.all_nodes()) for key, function in model.functions.items()}
+    grown = True
+    while grown:
+        grown = False
+        for key, nodes in bodies.items():
+            if key not in holders and any(_hides_norm(node, model, holders) for node in nodes):
+                holders.add(key)
+                grown = True
+    return holders
+
+
+def _hides_norm(node: ir.Node, model: ir.Model, holders: set[ir.OperatorIdentifier]) -> bool:
+    if node.op_identifier() in model.functions:
+        return node.op_identifier() in holders
+    return is_norm_name(node.op_type) or (node.domain == "" and node.op_type in _REDUCTIONS)
+
+
+def _mend_reductions(model: ir.Model) -> None:
+    opset = model.opset_imports[""]
+    for node in list(model.graph.all_nodes()):
+        since = _AXES_INPUT_SINCE.get(node.op_type) if node.domain == "" else None
+        axes = node.attributes.get("axes")
+        if since is None or opset < since or axes is None or len(node.inputs) > 1:
+            continue
+        initializer = add_initializer(model.graph, f"{node.outputs[0].name}.axes", np.asarray(axes.as_ints(), np.int64))
+        node.attributes.pop("axes")
+        node.resize_inputs(2)
+        node.replace_input_with(1, initializer)
+
+
+# Operators that onnx does not know: the outputs that are shaped like their first input.
+_SHAPE_KEEPERS: dict[tuple[str, str], tuple[int, ...]] = {
+    ("", "SimplifiedLayerNormalization"): (0,),
+    ("", "LayerNormalization"): (0,),
+    ("com.microsoft", "SkipLayerNormalization"): (0, 3),
+    ("com.microsoft", "SkipSimplifiedLayerNormalization"): (0, 3),
+    ("com.microsoft", "GatedRMSNorm"): (0,),
+    ("com.microsoft", "MultiHeadAttention"): (0,),
+    ("com.microsoft", "BiasGelu"): (0,),
+    ("com.microsoft", "FastGelu"): (0,),
+    ("com.microsoft", "QuickGelu"): (0,),
+    ("com.microsoft", "Gelu"): (0,),
+    ("com.microsoft", "RotaryEmbedding"): (0,),
+}
+
+
+def _infer_shapes(model: ir.Model) -> None:
+    """onnx's inference on a stand-in, where Identity tells it what shape-keeping operators keep."""
+    stand_in = model.clone()
+    for node in list(stand_in.graph.all_nodes()):
+        for position in _SHAPE_KEEPERS.get((node.domain, node.op_type), ()):
+            if position < len(node.outputs) and node.op_identifier() not in model.functions:
+                _read_through(node, node.outputs[position])
+    ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(stand_in)
+    for graph, inferred in zip(model.graphs(), stand_in.graphs(), strict=True):
+        known = ir.convenience.create_value_mapping(inferred)
+        for name, value in ir.convenience.create_value_mapping(graph).items():
+            if name in known:
+                value.shape = known[name].shape
+                value.type = known[name].type
+
+
+def _read_through(node: ir.Node, output: ir.Value) -> None:
+    """Lets the readers of `output` read the node's first input instead, under the same name."""
+    assert node.graph is not None
+    copy = ir.Node("", "Identity", [node.inputs[0]], name=f"{node.name}.{output.index()}")
+    copy.outputs[0].name, output.name = output.name, f"{output.name}.kept"
+    copy.outputs[0].shape, copy.outputs[0].type = output.shape, output.type
+    output.replace_all_uses_with(copy.outputs[0], replace_graph_outputs=True)
+    node.graph.insert_after(node, copy)

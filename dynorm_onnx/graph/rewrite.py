@@ -1,0 +1,95 @@
+"""One `dynorm` node in the place of a canonical norm node, with its body in the file."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from dynorm_onnx.errors import UsageError
+from dynorm_onnx.functions import DOMAIN, DOMAIN_VERSION, REGISTRY, Function, NormParameters, onnx_function
+from dynorm_onnx.functions.body import IR_VERSION
+from dynorm_onnx.graph.emit import Names, add_initializer, remove_dead, take_over
+from dynorm_onnx.graph.lower import LoweredNorm, sum_operands
+
+
+def replace(model: ir.Model, norm: LoweredNorm, function_name: str, parameters: NormParameters) -> ir.Node:
+    """Puts function `function_name` ("DyISRU", "DyT", "Derf") in the place of `norm`; in place.
+
+    `model` is the lowered model that `norm` is of, or a clone of it. Where x is a sum of two values of
+    one shape that something else reads too, the Add goes as well and the node is the Skip form: its
+    second output is the sum, under the sum's name. A norm whose `skip` is None always gets the plain
+    form. Returns the new node, which has the old one's name. Raises UsageError for an unknown function.
+    """
+    function = _function(function_name)
+    node = _node_in(model, norm)
+    x, y = node.inputs[0], node.outputs[0]
+    assert x is not None
+    names = Names(model)
+    values = [
+        add_initializer(model.graph, names.unique(f"{norm.site_name}.{function.name}.{name}"), array)
+        for name, array in _arrays(function, parameters, norm.dtype).items()
+    ]
+    add = x.producer()
+    operands = sum_operands(x) if norm.skip is not None and _is_read_elsewhere(x, node) else None
+    if operands is None or add is None:
+        new = ir.node(function.op_type, [x, *values], domain=DOMAIN, num_outputs=1, name=node.name)
+        model.graph.insert_before(node, new)
+        take_over(y, new.outputs[0])
+        remove_dead([node])
+    else:
+        new = ir.node(function.skip_op_type, [*operands, *values], domain=DOMAIN, num_outputs=2, name=node.name)
+        model.graph.insert_before(add, new)  # the sum may be read before the norm
+        take_over(y, new.outputs[0])
+        take_over(x, new.outputs[1])
+        remove_dead([add, node])
+    _add_body(model, function, norm.dtype, skip=operands is not None)
+    return new
+
+
+def set_parameters(node: ir.Node, parameters: NormParameters) -> None:
+    """Overwrites the parameters of a node that `replace` made; their shapes may change."""
+    function = next(f for f in REGISTRY.values() if node.op_type in (f.op_type, f.skip_op_type))
+    first = 1 if node.op_type == function.op_type else 2
+    values = [value for value in node.inputs[first:] if value is not None]
+    dtype = values[0].dtype
+    assert dtype is not None
+    for value, array in zip(values, _arrays(function, parameters, dtype).values(), strict=True):
+        value.const_value = ir.tensor(array, name=value.name)
+        value.shape = ir.Shape(array.shape)
+
+
+def _function(name: str) -> Function:
+    function = REGISTRY.get(name.lower())
+    if function is None:
+        known = ", ".join(function.op_type for function in REGISTRY.values())
+        raise UsageError(f"There is no function {name!r}; there are {known}.")
+    return function
+
+
+def _node_in(model: ir.Model, norm: LoweredNorm) -> ir.Node:
+    """The norm's node, or the one of that name if `model` is a clone: names are unique."""
+    if norm.node.graph is model.graph:
+        return norm.node
+    return next(node for node in model.graph if node.name == norm.node.name)
+
+
+def _is_read_elsewhere(x: ir.Value, node: ir.Node) -> bool:
+    return x.is_graph_output() or any(reader is not node for reader in x.consumers())
+
+
+def _arrays(function: Function, parameters: NormParameters, dtype: ir.DataType) -> dict[str, np.ndarray]:
+    """weight and bias in the type of X, then the function's own parameters: always float32."""
+    vectors = {"weight": parameters.weight, "bias": parameters.bias}
+    return {name: np.asarray(array).astype(dtype.numpy()) for name, array in vectors.items()} | {
+        name: np.asarray(parameters.scalars[name], np.float32) for name in function.parameter_names
+    }
+
+
+def _add_body(model: ir.Model, function: Function, dtype: ir.DataType, *, skip: bool) -> None:
+    """The body, once per model; one in double serves every type, so it takes the place of another."""
+    key = (DOMAIN, function.skip_op_type if skip else function.op_type, "")
+    if key not in model.functions or dtype == ir.DataType.DOUBLE:
+        proto = onnx_function(function, model.opset_imports[""], dtype.value, skip=skip)
+        model.functions[key] = ir.serde.deserialize_function(proto)
+    model.opset_imports[DOMAIN] = DOMAIN_VERSION
+    model.ir_version = max(model.ir_version, IR_VERSION)

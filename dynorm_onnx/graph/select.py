@@ -1,0 +1,51 @@
+"""Which of the sites found are to be replaced: the patterns of --only and --keep."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Callable, Sequence
+
+from dynorm_onnx.errors import NoSiteError, UsageError
+from dynorm_onnx.graph.norm_site import NormSite, SitesFound
+
+
+def select(found: SitesFound, only: Sequence[str], keep: Sequence[str]) -> tuple[tuple[NormSite, ...], dict[str, str]]:
+    """(the sites to replace, reason by name for those to keep).
+
+    A pattern is a glob over the site's name ("*q_norm*") or, after "re:", a regular expression that
+    is searched in it. Raises UsageError for a pattern that is no regular expression or matches no
+    site, NoSiteError where there is no site at all.
+    """
+    if not found.sites:
+        reasons = [f"{refusal.name}: {refusal.reason}" for refusal in found.refused[:3]]
+        hint = f"; recognised but not replaceable: {'; '.join(reasons)}" if reasons else ""
+        raise NoSiteError(f"the model has no norm that could be replaced{hint}")
+    wanted = {pattern: _matcher("--only", pattern) for pattern in only}
+    unwanted = {pattern: _matcher("--keep", pattern) for pattern in keep}
+    for knob, matchers in (("--only", wanted), ("--keep", unwanted)):
+        for pattern, matches in matchers.items():
+            if not any(matches(site.name) for site in found.sites):
+                names = ", ".join(site.name for site in found.sites[:3])
+                raise UsageError(f"{knob} {pattern!r} matches none of the {len(found.sites)} sites ({names}, ...)")
+    kept: dict[str, str] = {}
+    for site in found.sites:
+        hit = next((pattern for pattern, matches in unwanted.items() if matches(site.name)), None)
+        if hit is not None:
+            kept[site.name] = f"--keep {hit}"
+        elif wanted and not any(matches(site.name) for matches in wanted.values()):
+            kept[site.name] = "not named by --only"
+    chosen = tuple(site for site in found.sites if site.name not in kept)
+    if not chosen:
+        raise NoSiteError(f"--only and --keep leave none of the {len(found.sites)} sites to replace")
+    return chosen, kept
+
+
+def _matcher(knob: str, pattern: str) -> Callable[[str], bool]:
+    if not pattern.startswith("re:"):
+        return lambda name: fnmatch.fnmatchcase(name, pattern)
+    try:
+        expression = re.compile(pattern[3:])
+    except re.error as error:
+        raise UsageError(f"{knob} {pattern!r} is no regular expression: {error}") from error
+    return lambda name: expression.search(name) is not None

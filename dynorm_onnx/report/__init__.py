@@ -1,0 +1,9 @@
+"""What a conversion did and how good it is: the Report, for people and for programs."""
+
+from __future__ import annotations
+
+from dynorm_onnx.report.build import build_report
+from dynorm_onnx.report.console import print_report
+from dynorm_onnx.report.model import CalibrationSummary, Report, SiteReport
+
+__all__ = ["CalibrationSummary", "Report", "SiteReport", "build_report", "print_report"]

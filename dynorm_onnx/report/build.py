@@ -1,0 +1,93 @@
+"""Put a Report together from what the steps of a conversion gave."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Mapping
+
+from dynorm_onnx.calibration.data import CalibrationData
+from dynorm_onnx.calibration.norms import Calibrated
+from dynorm_onnx.config import ConvertConfig
+from dynorm_onnx.graph.norm_site import NormSite, SitesFound
+from dynorm_onnx.progress import StepClock, peak_memory_mib
+from dynorm_onnx.report.model import CalibrationSummary, Report, SiteReport
+from dynorm_onnx.runtime.timing import Timing
+from dynorm_onnx.runtime.validate import Validation
+
+
+def build_report(
+    config: ConvertConfig,
+    found: SitesFound,
+    kept: Mapping[str, str],
+    clock: StepClock,
+    data: CalibrationData | None = None,
+    calibrated: Calibrated | None = None,
+    validation: Validation | None = None,
+    timing: tuple[Timing, ...] = (),
+) -> Report:
+    """The report of one conversion; without data and outcome, that of a dry run."""
+    return Report(
+        model=config.model,
+        output=None if config.dry_run else config.output_path,
+        to=config.to,
+        method=config.method if calibrated else None,
+        version=importlib.metadata.version("dynorm-onnx"),
+        sites=tuple(_site(site, config, kept, calibrated) for site in found.sites) + _refused(found),
+        near_misses=found.near_misses,
+        calibration=_calibration(data, clock) if calibrated else None,
+        validation=validation,
+        timing=timing,
+        changed_initializers=tuple(calibrated.initializers) if calibrated else (),
+        warnings=_warnings(data, calibrated, validation),
+        seconds=dict(clock.seconds),
+        peak_memory_mib=round(peak_memory_mib(), 1),
+    )
+
+
+def _site(
+    site: NormSite, config: ConvertConfig, kept: Mapping[str, str], calibrated: Calibrated | None
+) -> SiteReport:
+    fitted = calibrated.fits.get(site.name) if calibrated else None
+    status = "kept" if site.name in kept else "found" if config.dry_run else "converted"
+    return SiteReport(
+        site.name,
+        site.kind,
+        site.form,
+        site.channels,
+        site.dtype.name,
+        status,  # type: ignore[arg-type]  # mypy widens the conditional to str
+        kept.get(site.name),
+        fitted.relative_error if fitted else None,
+        fitted.parameters if fitted else None,
+    )
+
+
+def _refused(found: SitesFound) -> tuple[SiteReport, ...]:
+    return tuple(
+        SiteReport(
+            refusal.name,
+            refusal.kind,
+            refusal.form,
+            refusal.channels,
+            refusal.dtype.name if refusal.dtype is not None else None,
+            "refused",
+            refusal.reason,
+        )
+        for refusal in found.refused
+    )
+
+
+def _calibration(data: CalibrationData | None, clock: StepClock) -> CalibrationSummary | None:
+    if data is None:
+        return None
+    return CalibrationSummary(data.source, data.samples, data.tokens, round(clock.seconds["calibrate"], 3))
+
+
+def _warnings(
+    data: CalibrationData | None, calibrated: Calibrated | None, validation: Validation | None
+) -> tuple[str, ...]:
+    return (
+        *(data.warnings if data else ()),
+        *(calibrated.notes if calibrated else ()),
+        *(validation.warnings if validation else ()),
+    )

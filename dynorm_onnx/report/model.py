@@ -1,0 +1,104 @@
+"""Report: everything that one conversion has to tell, and its JSON form."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from dynorm_onnx.functions import NormParameters
+from dynorm_onnx.graph.norm_site import NearMiss
+from dynorm_onnx.runtime.timing import Timing
+from dynorm_onnx.runtime.validate import Validation
+
+Status = Literal["converted", "kept", "refused", "found"]
+
+
+@dataclasses.dataclass(frozen=True)
+class SiteReport:
+    """One norm: what it is and what became of it ("found" in a dry run)."""
+
+    name: str
+    kind: str
+    form: str
+    channels: int | None
+    dtype: str | None
+    status: Status
+    reason: str | None = None
+    error: float | None = None  # of the fit on the calibration data, relative
+    parameters: NormParameters | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """An entry of the JSON list "sites"; of each parameter its range over the channels."""
+        shown = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name != "parameters"
+        }
+        if self.parameters is None:
+            return shown | {"parameters": None}
+        arrays = {**self.parameters.scalars, "weight": self.parameters.weight, "bias": self.parameters.bias}
+        return shown | {"parameters": {name: _spread(array) for name, array in arrays.items()}}
+
+
+@dataclasses.dataclass(frozen=True)
+class CalibrationSummary:
+    """What the parameters were fitted on."""
+
+    source: str
+    samples: int
+    tokens: int
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """One conversion. `output` is None where nothing was written."""
+
+    model: Path
+    output: Path | None
+    to: str
+    method: str | None  # None where nothing was fitted (rmsnorm, a dry run)
+    version: str
+    sites: tuple[SiteReport, ...]
+    near_misses: tuple[NearMiss, ...]
+    calibration: CalibrationSummary | None = None
+    validation: Validation | None = None
+    timing: tuple[Timing, ...] = ()
+    changed_initializers: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)  # by step
+    peak_memory_mib: float | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The JSON object that the README documents; only plain Python types."""
+        return {
+            "model": str(self.model),
+            "output": str(self.output) if self.output else None,
+            "to": self.to,
+            "method": self.method,
+            "version": self.version,
+            "sites": [site.as_dict() for site in self.sites],
+            "near_misses": [{"name": miss.name, "reason": miss.reason} for miss in self.near_misses],
+            "calibration": dataclasses.asdict(self.calibration) if self.calibration else None,
+            "validation": self.validation.as_dict() if self.validation else None,
+            "timing": [timing.as_dict() for timing in self.timing],
+            "changed_initializers": list(self.changed_initializers),
+            "warnings": list(self.warnings),
+            "seconds": {step: round(value, 3) for step, value in self.seconds.items()},
+            "peak_memory_mib": self.peak_memory_mib,
+        }
+
+    def with_status(self, status: Status) -> tuple[SiteReport, ...]:
+        """The sites of one status."""
+        return tuple(site for site in self.sites if site.status == status)
+
+
+def _spread(array: np.ndarray) -> dict[str, float]:
+    return {
+        "min": float(np.min(array)),
+        "median": float(np.median(array)),
+        "max": float(np.max(array)),
+    }

@@ -1,0 +1,1 @@
+"""Everything that runs a model: sessions, validation, timing. Sessions are made here and nowhere else."""

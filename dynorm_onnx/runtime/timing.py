@@ -1,0 +1,127 @@
+"""How long sessions take, compared fairly: in turn within one process, on bound inputs and outputs."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from dynorm_onnx.errors import DataError, ModelError, UsageError
+from dynorm_onnx.runtime.arrays import Feeds, feed_value, first_line
+
+_WARM_UP_RUNS = 3
+_LEAST_ROUNDS = 5
+_BURST_SECONDS = 0.02
+_LONGEST_BURST = 200
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """The time of one run of a variant, in milliseconds."""
+
+    variant: str
+    provider: str  # "cpu" or "cuda"
+    median_ms: float
+    p10_ms: float
+    p90_ms: float
+    runs: int  # that the quantiles are over
+
+    @classmethod
+    def of(cls, variant: str, provider: str, seconds: list[float]) -> Timing:
+        """The quantiles of measured seconds."""
+        p10, median, p90 = (float(1e3 * q) for q in np.quantile(seconds, (0.1, 0.5, 0.9)))
+        return cls(variant, provider, median, p10, p90, len(seconds))
+
+    def as_dict(self) -> dict[str, Any]:
+        """The JSON object, a row of "timing"."""
+        return dataclasses.asdict(self)
+
+
+def bind(session: Any, feeds: Feeds, provider: str = "cpu") -> Callable[[], None]:
+    """A function that runs the session once on these feeds.
+
+    Inputs lie on the provider's device and the outputs of the first run are written over by those that
+    follow: what is timed is neither copying nor allocating. Feeds that the model has no input for are
+    not used. Raises DataError where an input has no feed, ModelError where the model fails.
+    """
+    binding = session.io_binding()
+    for name in (value.name for value in session.get_inputs()):
+        if name not in feeds:
+            raise DataError(f"input {name!r} of the model to be timed has no feed")
+        binding.bind_ortvalue_input(name, feed_value(feeds[name], provider))
+    names = [output.name for output in session.get_outputs()]
+    for name in names:
+        binding.bind_output(name, provider)
+    try:
+        session.run_with_iobinding(binding)
+    except Exception as error:  # ONNX Runtime's exceptions have no common base class
+        raise ModelError(f"the model cannot be timed, for it fails: {first_line(error)}") from error
+    for name, value in zip(names, binding.get_outputs(), strict=True):
+        if value.is_tensor():
+            binding.bind_ortvalue_output(name, value)
+
+    def run() -> None:
+        session.run_with_iobinding(binding)
+
+    return run
+
+
+def time_variants(
+    variants: Mapping[str, Any],
+    feeds: Feeds,
+    *,
+    provider: str = "cpu",
+    seconds: float = 2.0,
+) -> tuple[Timing, ...]:
+    """Time sessions against each other.
+
+    The variants take turns, so that a machine that slows down or speeds up meanwhile does so for all of
+    them, and each round starts with another one. A turn is a burst of runs of about 20 ms, each timed by
+    itself; the first run of a burst pays for the caches and threads that the variant before it left
+    behind, and is dropped where the burst has more than one.
+
+    Args:
+        variants: onnxruntime.InferenceSessions by name.
+        feeds: the inputs of all variants.
+        provider: the device that inputs and outputs lie on, "cpu" or "cuda".
+        seconds: about how long to measure per variant; at least five rounds are made.
+
+    Returns:
+        A Timing per variant, in the order given.
+    """
+    if not seconds > 0:
+        raise UsageError(f"seconds must be above 0, not {seconds}")
+    runs = {name: bind(session, feeds, provider) for name, session in variants.items()}
+    bursts = {name: _burst_length(run) for name, run in runs.items()}
+    measured: dict[str, list[float]] = {name: [] for name in runs}
+    names = list(runs)
+    end = time.perf_counter() + seconds * len(runs)
+    for turn in itertools.count():
+        if turn >= _LEAST_ROUNDS and time.perf_counter() > end:
+            break
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            measured[name] += _burst(runs[name], bursts[name])
+    return tuple(Timing.of(name, provider, times) for name, times in measured.items())
+
+
+def _burst_length(run: Callable[[], None]) -> int:
+    """Runs that take about _BURST_SECONDS, told by the last of a few to warm up."""
+    for _ in range(_WARM_UP_RUNS):
+        start = time.perf_counter()
+        run()
+        taken = time.perf_counter() - start
+    return int(min(max(_BURST_SECONDS / max(taken, 1e-9), 1), _LONGEST_BURST))
+
+
+def _burst(run: Callable[[], None], length: int) -> list[float]:
+    taken = []
+    for _ in range(length):
+        start = time.perf_counter()
+        run()
+        taken.append(time.perf_counter() - start)
+    return taken[1:] or taken

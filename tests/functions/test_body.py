@@ -1,0 +1,99 @@
+"""The function bodies in ONNX Runtime: every operator, type and opset against float64."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from dynorm_onnx.functions import DOMAIN, FUNCTIONS, Function, onnx_function
+from dynorm_onnx.runtime.session import run_model
+from tests.tolerances import TOLERANCE, relative_error
+
+CHANNELS = 24
+TYPES = {
+    "float32": (TensorProto.FLOAT, np.dtype(np.float32)),
+    "float16": (TensorProto.FLOAT16, np.dtype(np.float16)),
+    "bfloat16": (TensorProto.BFLOAT16, np.dtype(ml_dtypes.bfloat16)),
+    "double": (TensorProto.DOUBLE, np.dtype(np.float64)),
+}
+NEWEST = 25  # the newest opset that ONNX Runtime 1.32 supports officially
+every_function = pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.name)
+
+
+def parameters(function: Function, rng: np.random.Generator, size: int) -> dict[str, np.ndarray]:
+    ranges = {"beta": (1.0, 30.0), "alpha": (0.05, 0.4), "shift": (-0.3, 0.3)}
+    return {name: rng.uniform(*ranges[name], size=size).astype(np.float32) for name in function.parameter_names}
+
+
+def model_of(
+    function: Function, skip: bool, opset: int, element_type: int, constants: dict[str, np.ndarray]
+) -> onnx.ModelProto:
+    """A model of one node, X (and skip) in, all else initializers."""
+    data = ["X", "skip"] if skip else ["X"]
+    outputs = ["Y", "residual"] if skip else ["Y"]
+    op_type = function.skip_op_type if skip else function.op_type
+    node = helper.make_node(op_type, [*data, *constants], outputs, domain=DOMAIN)
+    shape = ["batch", "tokens", CHANNELS]
+    graph = helper.make_graph(
+        [node],
+        "one_function",
+        [helper.make_tensor_value_info(name, element_type, shape) for name in data],
+        [helper.make_tensor_value_info(name, element_type, shape) for name in outputs],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    return helper.make_model(
+        graph,
+        ir_version=8,
+        opset_imports=[helper.make_opsetid("", opset), helper.make_opsetid(DOMAIN, 1)],
+        functions=[onnx_function(function, opset, element_type, skip=skip)],
+    )
+
+
+@every_function
+@pytest.mark.parametrize("skip", [False, True], ids=["plain", "skip"])
+@pytest.mark.parametrize("size", [1, CHANNELS], ids=["scalar", "per-channel"])
+@pytest.mark.parametrize("opset", [11, 13, 14, 15, 18, 20, 23, NEWEST])
+@pytest.mark.parametrize("dtype", TYPES)
+def test_body_agrees_with_float64(function: Function, skip: bool, size: int, opset: int, dtype: str) -> None:
+    element_type, numpy_type = TYPES[dtype]
+    if dtype == "bfloat16" and opset < 13:
+        pytest.skip("bfloat16 came to the operators with opset 13")
+    rng = np.random.default_rng(opset)
+    constants = {
+        "weight": rng.normal(size=CHANNELS).astype(numpy_type),
+        "bias": rng.normal(size=CHANNELS).astype(numpy_type),
+    } | parameters(function, rng, size)
+    feeds = {"X": rng.normal(0, 4, (2, 5, CHANNELS)).astype(numpy_type)}
+    if skip:
+        feeds["skip"] = rng.normal(0, 4, (2, 5, CHANNELS)).astype(numpy_type)
+    model = model_of(function, skip, opset, element_type, constants)
+    onnx.checker.check_model(model, full_check=True)
+
+    outputs = run_model(model, feeds)
+
+    total = feeds["X"] + feeds["skip"] if skip else feeds["X"]
+    expected = function.reference(total, **constants)
+    assert outputs[0].dtype == numpy_type
+    assert relative_error(outputs[0], expected) < TOLERANCE[dtype]
+    if skip:
+        assert relative_error(outputs[1], total) < TOLERANCE[dtype]
+
+
+@every_function
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_extremes(function: Function, dtype: str) -> None:
+    element_type, numpy_type = TYPES[dtype]
+    largest = 1e38 if dtype == "float32" else float(np.finfo(numpy_type).max)
+    x = np.zeros((1, 1, CHANNELS), numpy_type)
+    x[0, 0, :5] = [largest, -largest, np.nan, np.inf, 1e-7]
+    rng = np.random.default_rng(0)
+    constants = {"weight": np.full(CHANNELS, 2, numpy_type), "bias": np.full(CHANNELS, 1, numpy_type)}
+    constants |= parameters(function, rng, 1)
+    y = run_model(model_of(function, False, 18, element_type, constants), {"X": x})[0][0, 0]
+    np.testing.assert_allclose(y[[0, 1]], [3, -1], rtol=1e-3)
+    assert np.isnan(y[2])
+    assert y[3] == pytest.approx(3, rel=1e-3)
+    assert np.all(np.isfinite(np.delete(y, 2)))

@@ -1,0 +1,63 @@
+"""The layout of the package: imports point only downwards, and heavy packages stay where they belong."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "dynorm_onnx"
+# From the top down. A module may import from its own layer and from those below; `convert` may import from everywhere.
+LAYERS = (
+    ("convert", "__main__", "__init__"),
+    ("pipeline",),
+    ("report", "serving", "paper", "bench"),
+    ("pytorch",),
+    ("calibration",),
+    ("runtime",),
+    ("graph",),
+    ("custom_ops",),
+    ("functions",),
+    ("config", "errors"),
+)
+RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+FILES = sorted(PACKAGE.rglob("*.py"))
+OWNERS = {"torch": ("pytorch",), "onnxruntime": ("runtime", "custom_ops")}
+
+
+def part_of(path: Path) -> str:
+    """The name in LAYERS that a file belongs to."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> Iterator[tuple[str, int]]:
+    """Every module that a file imports, wherever it does so, with the line; relative imports resolved."""
+    package = ["dynorm_onnx", *path.relative_to(PACKAGE).parts[:-1]]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            stem = ".".join([*base, *([node.module] if node.module else [])])
+            # `from dynorm_onnx import graph` names the module only in the alias
+            yield from ((f"{stem}.{alias.name}", node.lineno) for alias in node.names)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_downwards(path: Path) -> None:
+    part = part_of(path)
+    assert part in RANK, f"{part} has no place in the layout"
+    for module, line in imported(path):
+        steps = module.split(".")
+        if steps[0] != "dynorm_onnx" or len(steps) < 2 or steps[1] not in RANK:
+            continue
+        assert RANK[steps[1]] >= RANK[part], f"{path.name}:{line} ({part}) imports {module} from above"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_packages_stay_with_their_owners(path: Path) -> None:
+    for module, line in imported(path):
+        owners = OWNERS.get(module.split(".")[0])
+        assert not owners or part_of(path) in owners, f"{path.name}:{line} imports {module}"
