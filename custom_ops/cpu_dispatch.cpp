@@ -1,4 +1,5 @@
-// Chooses the kernel table for this processor, and prepares the channels' coefficients. Compiled for the oldest processor.
+// Chooses the kernel table for this processor, and prepares the channels' coefficients. Compiled for any
+// processor.
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
@@ -61,6 +62,17 @@ const KernelTable& kernel_table() {
     return table;
 }
 
+const Signature& signature(Function function) {
+#define DYNORM_SIGNATURE(F)   \
+    {#F,                      \
+     "Skip" #F,               \
+     portable::F::parameters, \
+     {portable::F::parameter_names[0], portable::F::parameter_names[1]}},
+    static const Signature signatures[] = {DYNORM_FOR_EACH_FUNCTION(DYNORM_SIGNATURE)};
+#undef DYNORM_SIGNATURE
+    return signatures[int(function)];
+}
+
 size_t element_size(Type type) {
     switch (type) {
         case Type::Float: return 4;
@@ -74,16 +86,18 @@ size_t element_size(Type type) {
 template <class Real>
 static portable::Coefficients<Real> prepare(Function function, float first, float second) {
     switch (function) {
-        case Function::DyISRU: return portable::DyISRU::prepare<Real>(first, second);
-        case Function::DyT: return portable::DyT::prepare<Real>(first, second);
-        case Function::Derf: return portable::Derf::prepare<Real>(first, second);
+#define DYNORM_CASE(F) \
+    case Function::F: return portable::F::prepare<Real>(first, second);
+        DYNORM_FOR_EACH_FUNCTION(DYNORM_CASE)
+#undef DYNORM_CASE
     }
     return {};
 }
 
 template <class Real, class T>
-void PreparedChannels::fill(Function function, const RawParameters& raw, size_t channels, Channels<Real>* view) {
-    const size_t stride = channels + Channels<Real>::kPadding;
+void PreparedChannels::fill(Function function, const RawParameters& raw, size_t channels,
+                            Channels<Real>* view) {
+    const size_t stride = channels + PerChannel<Real>::kPadding;
     memory_.assign((4 * stride * sizeof(Real) + sizeof(double) - 1) / sizeof(double), 0.0);
     Real* const weight = reinterpret_cast<Real*>(memory_.data());
     Real* const bias = weight + stride;
@@ -98,7 +112,11 @@ void PreparedChannels::fill(Function function, const RawParameters& raw, size_t 
         first[c] = coefficients.first;
         second[c] = coefficients.second;
     }
-    *view = {weight, bias, first, second, channels};
+    const auto masked = [&](const Real* values) {
+        const bool equal = std::all_of(values, values + channels, [&](Real v) { return v == values[0]; });
+        return PerChannel<Real>{values, equal ? size_t(0) : ~size_t(0)};
+    };
+    *view = {masked(weight), masked(bias), masked(first), masked(second), channels};
 }
 
 PreparedChannels::PreparedChannels(Function function, Type type, const RawParameters& raw, size_t channels)

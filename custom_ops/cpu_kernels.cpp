@@ -1,8 +1,8 @@
-// All CPU kernels for one instruction set. Compiled once for each, with that set's flags and DYNORM_TARGET=portable,
-// avx2, avx512 or neon; only the table has external linkage.
+// All CPU kernels for one instruction set. Compiled once for each, with that set's flags and
+// DYNORM_TARGET=portable, avx2, avx512 or neon; only the table has external linkage.
 #if defined(DYNORM_AVX512)
 #define DYNORM_VECTOR
-#include "simd_avx512.h"
+#include "erf_avx512.h"
 #elif defined(DYNORM_AVX2)
 #define DYNORM_VECTOR
 #include "simd_avx2.h"
@@ -17,20 +17,17 @@
 
 #define DYNORM_QUOTE_(x) #x
 #define DYNORM_QUOTE(x) DYNORM_QUOTE_(x)
-#define DYNORM_OF_FUNCTION(F)                                                                               \
-    {                                                                                                       \
-        {kernel<F, float, false>, kernel<F, float, true>}, {kernel<F, Half, false>, kernel<F, Half, true>}, \
-            {kernel<F, BFloat16, false>, kernel<F, BFloat16, true>}, {                                      \
-            kernel<F, double, false>, kernel<F, double, true>                                               \
-        }                                                                                                   \
-    }
+#define DYNORM_BOTH_FORMS(F, T) {kernel<F, T, false>, kernel<F, T, true>}
+#define DYNORM_ALL_TYPES(F)                                                                   \
+    {DYNORM_BOTH_FORMS(F, float), DYNORM_BOTH_FORMS(F, Half), DYNORM_BOTH_FORMS(F, BFloat16), \
+     DYNORM_BOTH_FORMS(F, double)},
 
 namespace dynorm::DYNORM_TARGET {
 
 extern const KernelTable table;
 const KernelTable table = {
     DYNORM_QUOTE(DYNORM_TARGET),
-    {DYNORM_OF_FUNCTION(DyISRU), DYNORM_OF_FUNCTION(DyT), DYNORM_OF_FUNCTION(Derf)},
+    {DYNORM_FOR_EACH_FUNCTION(DYNORM_ALL_TYPES)},
 };
 
 }  // namespace dynorm::DYNORM_TARGET

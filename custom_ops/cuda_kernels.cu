@@ -1,5 +1,5 @@
-// The operators on CUDA: each thread keeps the coefficients of its channels in registers and goes down the rows, 16 bytes
-// at a time where the shapes allow it.
+// The operators on CUDA: each thread keeps the coefficients of its channels in registers and goes down the
+// rows, 16 bytes at a time where the shapes allow it.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -20,17 +20,23 @@ __device__ inline double multiply_add(double a, double b, double c) { return __f
 __device__ inline float clamp(float t, float limit) { return t > limit ? limit : t < -limit ? -limit : t; }
 __device__ inline double clamp(double t, double limit) { return t > limit ? limit : t < -limit ? -limit : t; }
 
+__device__ inline float wide(float t) { return t; }
 __device__ inline float divide(float a, float b) { return __fdiv_rn(a, b); }
 __device__ inline float rsqrt_of_at_least_one(float q) { return __frsqrt_rn(q); }
 __device__ inline double rsqrt_of_at_least_one(double q) { return 1.0 / ::sqrt(q); }
 
 template <class Real>
 __device__ inline Real inverse_root(float beta);
-// In float: one thread in a few pays for a double square root, but with one row there is nothing to spread it over.
+// In float: one thread in a few pays for a double square root, but with one row there is nothing to spread it
+// over.
 template <>
-__device__ inline float inverse_root<float>(float beta) { return __frsqrt_rn(beta); }
+__device__ inline float inverse_root<float>(float beta) {
+    return __frsqrt_rn(beta);
+}
 template <>
-__device__ inline double inverse_root<double>(float beta) { return 1.0 / ::sqrt(double(beta)); }
+__device__ inline double inverse_root<double>(float beta) {
+    return 1.0 / ::sqrt(double(beta));
+}
 
 __device__ inline float widen(float value) { return value; }
 __device__ inline double widen(double value) { return value; }
@@ -39,7 +45,9 @@ __device__ inline float widen(BFloat16 value) { return __uint_as_float(unsigned(
 
 __device__ inline void narrow(float value, float* out) { *out = value; }
 __device__ inline void narrow(double value, double* out) { *out = value; }
-__device__ inline void narrow(float value, Half* out) { out->bits = __half_as_ushort(__float2half_rn(value)); }
+__device__ inline void narrow(float value, Half* out) {
+    out->bits = __half_as_ushort(__float2half_rn(value));
+}
 __device__ inline void narrow(float value, BFloat16* out) {
     out->bits = __bfloat16_as_ushort(__float2bfloat16_rn(value));
 }
@@ -124,8 +132,8 @@ __device__ Pack<T, width> sum(const Pack<T, width>& a, const Pack<T, width>& b) 
     return result;
 }
 
-// Block (packs of channels, rows); grid likewise, its rows striding over the tensor. An output may be the buffer of an
-// input: a thread reads what it will overwrite, and no other thread reads it.
+// Block (packs of channels, rows); grid likewise, its rows striding over the tensor. An output may be the
+// buffer of an input: a thread reads what it will overwrite, and no other thread reads it.
 template <class F, class T, bool has_skip, int width>
 __global__ void __launch_bounds__(kThreads) elementwise(const Arguments<T> a) {
     using P = Pack<T, width>;
@@ -138,7 +146,8 @@ __global__ void __launch_bounds__(kThreads) elementwise(const Arguments<T> a) {
     P* const residual = has_skip ? reinterpret_cast<P*>(a.residual) + pack : nullptr;
 
     const size_t stride = size_t(gridDim.y) * blockDim.y;
-    for (size_t row = size_t(blockIdx.y) * blockDim.y + threadIdx.y; row < a.rows; row += stride * kRowsAtOnce) {
+    for (size_t row = size_t(blockIdx.y) * blockDim.y + threadIdx.y; row < a.rows;
+         row += stride * kRowsAtOnce) {
         P values[kRowsAtOnce];
 #pragma unroll
         for (int k = 0; k < kRowsAtOnce; ++k) {
@@ -157,7 +166,8 @@ __global__ void __launch_bounds__(kThreads) elementwise(const Arguments<T> a) {
     }
 }
 
-// Blocks as wide as a row has packs, up to kThreads; rows until the processors are full, each block at most the tensor.
+// Blocks as wide as a row has packs, up to kThreads; rows until the processors are full, each block at most
+// the tensor.
 struct Shape {
     dim3 block;
     dim3 grid;
@@ -182,10 +192,18 @@ const char* launch(const CudaCall& call) {
     const Tensors& t = call.tensors;
     const RawParameters& p = call.parameters;
     const Arguments<T> arguments{
-        static_cast<const T*>(t.x),      static_cast<const T*>(t.skip),    static_cast<T*>(t.y),
-        static_cast<T*>(t.residual),     static_cast<const T*>(p.weight),  static_cast<const T*>(p.bias),
-        p.first,                         p.second,                         size_t(p.first_count != 1),
-        size_t(p.second_count != 1),     call.rows,                        call.channels / width,
+        static_cast<const T*>(t.x),
+        static_cast<const T*>(t.skip),
+        static_cast<T*>(t.y),
+        static_cast<T*>(t.residual),
+        static_cast<const T*>(p.weight),
+        static_cast<const T*>(p.bias),
+        p.first,
+        p.second,
+        size_t(p.first_count != 1),
+        size_t(p.second_count != 1),
+        call.rows,
+        call.channels / width,
     };
     const Shape shape = launch_shape(arguments.rows, arguments.packs);
     const auto stream = static_cast<cudaStream_t>(call.stream);
@@ -226,9 +244,10 @@ namespace dynorm {
 
 const char* launch_on_cuda(const CudaCall& call) {
     switch (call.function) {
-        case Function::DyISRU: return cuda::launch_for_type<cuda::DyISRU>(call);
-        case Function::DyT: return cuda::launch_for_type<cuda::DyT>(call);
-        case Function::Derf: return cuda::launch_for_type<cuda::Derf>(call);
+#define DYNORM_CASE(F) \
+    case Function::F: return cuda::launch_for_type<cuda::F>(call);
+        DYNORM_FOR_EACH_FUNCTION(DYNORM_CASE)
+#undef DYNORM_CASE
     }
     return "unknown function";
 }

@@ -21,9 +21,13 @@ class CudaKernel : public NodeKernel {
         if (inputs.elements == 0) return;
         void* stream = nullptr;
         check(op_.api->KernelContext_GetGPUComputeStream(context, &stream));
-        const char* problem = launch_on_cuda({op_.function, op_.type, {inputs.x.data, inputs.skip, y, residual, false},
-                                              parameters.raw, inputs.elements / parameters.channels,
-                                              parameters.channels, stream});
+        const char* problem = launch_on_cuda({op_.function,
+                                              op_.type,
+                                              {inputs.x.data, inputs.skip, y, residual, false},
+                                              parameters.raw,
+                                              inputs.elements / parameters.channels,
+                                              parameters.channels,
+                                              stream});
         if (problem) throw Problem{ORT_FAIL, std::string("dynorm::") + op_.name() + " on CUDA: " + problem};
     }
 };

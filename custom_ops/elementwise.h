@@ -1,4 +1,5 @@
-// The loop around a formula: any function, any type, with or without the residual sum, over any kind of lanes.
+// The loop around a formula: any function, any type, with or without the residual sum, over any kind of
+// lanes.
 #pragma once
 
 #include "formulas.h"
@@ -14,15 +15,25 @@ struct ScalarLanes {
     static constexpr size_t width = 1;
 
     template <class T>
-    static Value load(const T* from) { return widen(*from); }
+    static Value load(const T* from) {
+        return widen(*from);
+    }
     template <class T>
-    static Value load_partial(const T* from, size_t) { return widen(*from); }
+    static Value load_partial(const T* from, size_t) {
+        return widen(*from);
+    }
     template <class T>
-    static void store(T* to, Value value) { narrow(value, to); }
+    static void store(T* to, Value value) {
+        narrow(value, to);
+    }
     template <class T>
-    static void store_partial(T* to, Value value, size_t) { narrow(value, to); }
+    static void store_partial(T* to, Value value, size_t) {
+        narrow(value, to);
+    }
     template <class T>
-    static void store_streaming(T* to, Value value) { narrow(value, to); }
+    static void store_streaming(T* to, Value value) {
+        narrow(value, to);
+    }
     static void finish_streaming() {}
 };
 
@@ -34,15 +45,25 @@ struct VectorLanes {
     static constexpr size_t width = Vector::width;
 
     template <class T>
-    static Value load(const T* from) { return DYNORM_TARGET::load(from); }
+    static Value load(const T* from) {
+        return DYNORM_TARGET::load(from);
+    }
     template <class T>
-    static Value load_partial(const T* from, size_t count) { return DYNORM_TARGET::load_partial(from, count); }
+    static Value load_partial(const T* from, size_t count) {
+        return DYNORM_TARGET::load_partial(from, count);
+    }
     template <class T>
-    static void store(T* to, Value value) { DYNORM_TARGET::store(to, value); }
+    static void store(T* to, Value value) {
+        DYNORM_TARGET::store(to, value);
+    }
     template <class T>
-    static void store_partial(T* to, Value value, size_t count) { DYNORM_TARGET::store_partial(to, value, count); }
+    static void store_partial(T* to, Value value, size_t count) {
+        DYNORM_TARGET::store_partial(to, value, count);
+    }
     template <class T>
-    static void store_streaming(T* to, Value value) { DYNORM_TARGET::store_streaming(to, value); }
+    static void store_streaming(T* to, Value value) {
+        DYNORM_TARGET::store_streaming(to, value);
+    }
     static void finish_streaming() { DYNORM_TARGET::finish_streaming(); }
 };
 using FloatLanes = VectorLanes;
@@ -85,15 +106,14 @@ struct Run {
     const T* skip;
     T* y;
     T* residual;
-    const Scalar* weight;
-    const Scalar* bias;
-    const Scalar* first;
-    const Scalar* second;
+    Channels<Scalar> channels;
+    size_t channel;  // of the first element
 
     DYNORM_INLINE Value function_of(Value value, size_t i) const {
-        const Value shift = F::parameters > 1 ? Lanes::load(second + i) : Value(0);
-        const Value result = F::apply(value, Lanes::load(first + i), shift);
-        return multiply_add(Lanes::load(weight + i), result, Lanes::load(bias + i));
+        const size_t c = channel + i;
+        const Value shift = F::parameters > 1 ? Lanes::load(channels.second.from(c)) : Value(0);
+        const Value result = F::apply(value, Lanes::load(channels.first.from(c)), shift);
+        return multiply_add(Lanes::load(channels.weight.from(c)), result, Lanes::load(channels.bias.from(c)));
     }
 
     static DYNORM_INLINE void put(T* to, Value value) {
@@ -143,10 +163,8 @@ static void rows(const Tensors& tensors, const void* prepared, size_t begin, siz
             has_skip ? static_cast<const T*>(tensors.skip) + i : nullptr,
             static_cast<T*>(tensors.y) + i,
             has_skip ? static_cast<T*>(tensors.residual) + i : nullptr,
-            channels.weight + channel,
-            channels.bias + channel,
-            channels.first + channel,
-            channels.second + channel,
+            channels,
+            channel,
         };
         run(count);
         i += count;
@@ -154,12 +172,14 @@ static void rows(const Tensors& tensors, const void* prepared, size_t begin, siz
     }
 }
 
-// Streaming stores want whole aligned vectors, so rows whose length is no multiple of a vector go through the caches.
+// Streaming stores want whole aligned vectors, so rows whose length is no multiple of a vector go through the
+// caches.
 template <class F, class T, bool has_skip>
 static void kernel(const Tensors& tensors, const void* prepared, size_t begin, size_t end) {
     using Lanes = typename LanesOf<T>::type;
     const auto& channels = *static_cast<const Channels<typename Lanes::Scalar>*>(prepared);
-    const uintptr_t places = reinterpret_cast<uintptr_t>(tensors.y) | reinterpret_cast<uintptr_t>(tensors.residual);
+    const uintptr_t places =
+        reinterpret_cast<uintptr_t>(tensors.y) | reinterpret_cast<uintptr_t>(tensors.residual);
     const bool aligned = (places | begin * sizeof(T)) % (Lanes::width * sizeof(T)) == 0;
     if (tensors.stream && aligned && channels.count % Lanes::width == 0) {
         rows<F, T, has_skip, Store::Streaming>(tensors, prepared, begin, end);

@@ -4,10 +4,10 @@
 //   DyT     y = weight * tanh(alpha * x) + bias           Zhu et al., arXiv 2503.10622
 //   Derf    y = weight * erf(alpha * x + shift) + bias    Chen et al., arXiv 2512.10938
 //
-// A function is one struct: `prepare` turns a channel's parameters into coefficients once, `apply` is the element's
-// formula. V is float, double or a vector of floats. What differs between them comes from the simd_*.h header, or the
-// .cu file, included before: fma (one rounding), multiply_add (one or two), clamp, divide, rsqrt_of_at_least_one,
-// inverse_root.
+// A function is one struct: `prepare` turns a channel's parameters into coefficients once, `apply` is the
+// element's formula. V is float, double or a vector of floats. What differs between them comes from the
+// simd_*.h header, or the .cu file, included before: fma (one rounding), multiply_add (one or two), clamp,
+// wide (what a rational function is held in), divide, rsqrt_of_at_least_one, inverse_root.
 //
 // The namespace carries the target's name because each instruction set compiles these templates with its own
 // flags: under one name the linker would keep one copy, and could keep the AVX-512 one for every machine.
@@ -23,13 +23,13 @@
 #define DYNORM_INLINE __host__ __device__ inline __attribute__((always_inline))
 #define DYNORM_UNROLL _Pragma("unroll")
 #else
-#define DYNORM_UNROLL _Pragma("GCC unroll 8")
 #define DYNORM_INLINE inline __attribute__((always_inline))
+#define DYNORM_UNROLL _Pragma("GCC unroll 8")
 #endif
 
 namespace dynorm::DYNORM_TARGET {
 
-// Two-coefficient forms are the widest there are; a function with one parameter leaves the second at zero.
+// A function with one parameter leaves the second coefficient at zero.
 template <class Real>
 struct Coefficients {
     Real first;
@@ -52,19 +52,19 @@ DYNORM_INLINE V hyperbolic_tangent(V t) {
     constexpr float p[] = {0.999999979f, 0.133797195f, 0.00349403635f, 2.05835092e-05f, 1.33191076e-08f};
     constexpr float q[] = {1.0f, 0.467130347f, 0.0258710801f, 0.00032830957f, 7.76203467e-07f};
     t = clamp(t, 9.02f);
-    const V u = t * t;
-    return divide(t * polynomial(u, p), polynomial(u, q));
+    const auto u = wide(t) * wide(t);
+    return divide(wide(t) * polynomial(u, p), polynomial(u, q));
 }
 
 // erf(t) in the same way on [0, 3.93]: 1.9e-8 before rounding.
 template <class V>
 DYNORM_INLINE V error_function(V t) {
-    constexpr float p[] = {1.12837915f,    0.190783566f,   0.0527902523f,
+    constexpr float p[] = {1.12837915f,    0.190783566f,    0.0527902523f,
                            0.00377959818f, 0.000284808406f, 2.04197352e-06f};
     constexpr float q[] = {1.0f, 0.502410253f, 0.114257414f, 0.0149974153f, 0.00116521013f, 3.80040929e-05f};
     t = clamp(t, 3.93f);
-    const V u = t * t;
-    return divide(t * polynomial(u, p), polynomial(u, q));
+    const auto u = wide(t) * wide(t);
+    return divide(wide(t) * polynomial(u, p), polynomial(u, q));
 }
 
 // double is for checking models, not for speed: the C library's functions serve.
@@ -75,6 +75,7 @@ DYNORM_INLINE double error_function(double t) { return ::erf(t); }
 // vanishes below 1e-23, t^2 beside 1 does neither once t is held where the function has become +-1.
 struct DyISRU {
     static constexpr int parameters = 1;
+    static constexpr const char* parameter_names[2] = {"beta", ""};
 
     template <class Real>
     static DYNORM_INLINE Coefficients<Real> prepare(float beta, float) {
@@ -89,12 +90,15 @@ struct DyISRU {
   private:
     // From here on t / sqrt(1 + t^2) rounds to 1 in the type of the computation.
     template <class V>
-    static constexpr DYNORM_INLINE float saturation(const V&) { return 8192.0f; }
+    static constexpr DYNORM_INLINE float saturation(const V&) {
+        return 8192.0f;
+    }
     static constexpr DYNORM_INLINE double saturation(const double&) { return 1e9; }
 };
 
 struct DyT {
     static constexpr int parameters = 1;
+    static constexpr const char* parameter_names[2] = {"alpha", ""};
 
     template <class Real>
     static DYNORM_INLINE Coefficients<Real> prepare(float alpha, float) {
@@ -108,6 +112,7 @@ struct DyT {
 
 struct Derf {
     static constexpr int parameters = 2;
+    static constexpr const char* parameter_names[2] = {"alpha", "shift"};
 
     template <class Real>
     static DYNORM_INLINE Coefficients<Real> prepare(float alpha, float shift) {

@@ -1,5 +1,5 @@
-// What a CPU kernel is given, and how to get the kernel of this machine. Free of ONNX Runtime, so that the native
-// tests can call the kernels under the sanitizers.
+// What a CPU kernel is given, and how to get the kernel of this machine. Free of ONNX Runtime, so that the
+// native tests can call the kernels under the sanitizers.
 #pragma once
 
 #include <cstddef>
@@ -8,8 +8,26 @@
 
 namespace dynorm {
 
-enum class Function { DyISRU, DyT, Derf };
-inline constexpr int kFunctions = 3;
+// Every function there is. Each has a struct of its name in formulas.h; nothing else knows them one by one.
+#define DYNORM_FOR_EACH_FUNCTION(use) use(DyISRU) use(DyT) use(Derf)
+
+#define DYNORM_ENUMERATE(name) name,
+enum class Function { DYNORM_FOR_EACH_FUNCTION(DYNORM_ENUMERATE) };
+#undef DYNORM_ENUMERATE
+
+#define DYNORM_COUNT(name) +1
+inline constexpr int kFunctions = DYNORM_FOR_EACH_FUNCTION(DYNORM_COUNT);
+#undef DYNORM_COUNT
+
+// What the operators' signatures need to know.
+struct Signature {
+    const char* name;
+    const char* skip_name;
+    int parameters;
+    const char* parameter_names[2];
+};
+
+const Signature& signature(Function function);
 
 enum class Type { Float, Half, BFloat16, Double };
 inline constexpr int kTypes = 4;
@@ -22,21 +40,32 @@ struct BFloat16 {
     uint16_t bits;
 };
 
-// Per channel: weight, bias and the function's coefficients in the type of the computation, each row padded so that a
-// kernel may read a whole vector from any channel on.
+// One value for each channel, padded so that a kernel may read a whole vector from any channel on. Where all
+// are equal (one alpha for the tensor, a bias of zeros) the mask is 0 and every channel is read from the
+// first vector: with few rows, reading the parameters is most of the work.
 template <class Real>
-struct Channels {
+struct PerChannel {
     static constexpr size_t kPadding = 16;
 
-    const Real* weight;
-    const Real* bias;
-    const Real* first;
-    const Real* second;
+    const Real* values;
+    size_t mask;
+
+    const Real* from(size_t channel) const { return values + (channel & mask); }
+};
+
+// Weight, bias and the function's coefficients in the type of the computation.
+template <class Real>
+struct Channels {
+    PerChannel<Real> weight;
+    PerChannel<Real> bias;
+    PerChannel<Real> first;
+    PerChannel<Real> second;
     size_t count;
 };
 
-// One call: `elements` is a multiple of channels.count. Outputs may be the very buffers of the inputs (same start), since
-// every vector is read before it is written. `skip` and `residual` are null outside the Skip forms.
+// One call: `elements` is a multiple of channels.count. Outputs may be the very buffers of the inputs (same
+// start), since every vector is read before it is written. `skip` and `residual` are null outside the Skip
+// forms.
 struct Tensors {
     const void* x;
     const void* skip;
@@ -45,8 +74,8 @@ struct Tensors {
     bool stream;  // y is larger than the caches: store past them
 };
 
-// Computes the elements [begin, end) of the flattened tensors; `channels` is a Channels<float> or, for Type::Double, a
-// Channels<double>.
+// Computes the elements [begin, end) of the flattened tensors; `channels` is a Channels<float> or, for
+// Type::Double, a Channels<double>.
 using Kernel = void (*)(const Tensors& tensors, const void* channels, size_t begin, size_t end);
 
 struct KernelTable {
@@ -81,8 +110,8 @@ class PreparedChannels {
     Channels<double> doubles_{};
 };
 
-// The best table for this processor, chosen once. DYNORM_ISA=portable|avx2|avx512|neon asks for another; a name that this
-// build or this processor lacks is ignored, as the default is always right.
+// The best table for this processor, chosen once. DYNORM_ISA=portable|avx2|avx512|neon asks for another; a
+// name that this build or this processor lacks is ignored, as the default is always right.
 const KernelTable& kernel_table();
 
 // Every table that this processor can run, for tests.

@@ -1,43 +1,44 @@
 // Reading a node's inputs and saying what is wrong with them.
 #include "operator.h"
 
+#include <algorithm>
 #include <memory>
 
 namespace dynorm {
 
-static const char* const kNames[kFunctions][2] = {
-    {"DyISRU", "SkipDyISRU"}, {"DyT", "SkipDyT"}, {"Derf", "SkipDerf"}};
-
-const char* Operator::name() const { return kNames[int(function)][skip]; }
+const char* Operator::name() const { return skip ? signature(function).skip_name : signature(function).name; }
 
 const char* Operator::input_name(size_t index) const {
     if (index == 0) return "X";
     if (skip && index == 1) return "skip";
-    switch (index - first_parameter_input()) {
-        case 0: return "weight";
-        case 1: return "bias";
-        case 2: return function == Function::DyISRU ? "beta" : "alpha";
-        default: return "shift";
-    }
+    const size_t parameter = index - first_parameter_input();
+    if (parameter == 0) return "weight";
+    if (parameter == 1) return "bias";
+    return signature(function).parameter_names[parameter - 2];
 }
 
-static std::string text(const std::vector<int64_t>& shape) {
+std::string Shape::text() const {
     std::string result = "[";
-    for (size_t i = 0; i < shape.size(); ++i) result += (i ? ", " : "") + std::to_string(shape[i]);
+    for (size_t i = 0; i < rank_; ++i) result += (i ? ", " : "") + std::to_string(data()[i]);
     return result + "]";
 }
 
-[[noreturn]] static void wrong_shape(const Operator& op, size_t index, const std::vector<int64_t>& shape,
-                                     const char* wanted, size_t other, const std::vector<int64_t>& other_shape) {
-    throw Problem{ORT_INVALID_ARGUMENT, std::string("dynorm::") + op.name() + ": input " + op.input_name(index) +
-                                            " has shape " + text(shape) + " and must have " + wanted + ", where " +
-                                            op.input_name(other) + " has shape " + text(other_shape) + "."};
+size_t Shape::elements() const {
+    size_t product = 1;
+    for (size_t i = 0; i < rank_; ++i) product *= size_t(data()[i]);
+    return product;
 }
 
-size_t TensorView::elements() const {
-    size_t product = 1;
-    for (const int64_t dim : shape) product *= size_t(dim);
-    return product;
+bool Shape::operator==(const Shape& other) const {
+    return rank_ == other.rank_ && std::equal(data(), data() + rank_, other.data());
+}
+
+[[noreturn]] static void wrong_shape(const Operator& op, size_t index, const Shape& shape, const char* wanted,
+                                     size_t other, const std::string& other_shape) {
+    throw Problem{ORT_INVALID_ARGUMENT, std::string("dynorm::") + op.name() + ": input " +
+                                            op.input_name(index) + " has shape " + shape.text() +
+                                            " and must have " + wanted + ", where " + op.input_name(other) +
+                                            " has shape " + other_shape + "."};
 }
 
 TensorView view(const OrtApi* api, const OrtValue* value) {
@@ -47,7 +48,7 @@ TensorView view(const OrtApi* api, const OrtValue* value) {
         info, api->ReleaseTensorTypeAndShapeInfo);
     size_t rank = 0;
     check(api->GetDimensionsCount(info, &rank));
-    TensorView result{nullptr, std::vector<int64_t>(rank)};
+    TensorView result{nullptr, Shape(rank)};
     check(api->GetDimensions(info, result.shape.data(), rank));
     // The API has one accessor of the data, for reading and for writing.
     void* data = nullptr;
@@ -64,14 +65,18 @@ TensorView input(const OrtApi* api, const OrtKernelContext* context, size_t inde
 
 NodeParameters checked_parameters(const Operator& op, const std::vector<TensorView>& tensors) {
     const size_t at = op.first_parameter_input();
-    const auto& weight = tensors[0].shape;
-    if (weight.size() != 1) wrong_shape(op, at, weight, "one axis, the channels", at, weight);
-    if (tensors[1].shape != weight) wrong_shape(op, at + 1, tensors[1].shape, "the same", at, weight);
-    const size_t channels = size_t(weight[0]);
+    const Shape& weight = tensors[0].shape;
+    if (weight.rank() != 1) wrong_shape(op, at, weight, "one axis, the channels", at, weight.text());
+    if (tensors[1].shape != weight) {
+        wrong_shape(op, at + 1, tensors[1].shape, "the same", at, weight.text());
+    }
+    const size_t channels = size_t(weight.back());
     for (size_t i = 2; i < tensors.size(); ++i) {
-        const auto& shape = tensors[i].shape;
-        const bool one_or_all = shape.size() == 1 && (shape[0] == 1 || shape == weight);
-        if (!one_or_all) wrong_shape(op, at + i, shape, "one element or one for each channel", at, weight);
+        const Shape& shape = tensors[i].shape;
+        const bool one_or_all = shape.rank() == 1 && (shape.back() == 1 || shape == weight);
+        if (!one_or_all) {
+            wrong_shape(op, at + i, shape, "one element or one for each channel", at, weight.text());
+        }
     }
     const bool two = op.parameters() == 2;
     const RawParameters raw{
@@ -79,35 +84,31 @@ NodeParameters checked_parameters(const Operator& op, const std::vector<TensorVi
         tensors[1].data,
         static_cast<const float*>(tensors[2].data),
         two ? static_cast<const float*>(tensors[3].data) : nullptr,
-        tensors[2].elements(),
-        two ? tensors[3].elements() : 0,
+        tensors[2].shape.elements(),
+        two ? tensors[3].shape.elements() : 0,
     };
     return {raw, channels};
 }
 
 NodeInputs checked_inputs(const Operator& op, const OrtKernelContext* context, size_t channels) {
     NodeInputs inputs{input(op.api, context, 0), nullptr, 0};
-    const auto& shape = inputs.x.shape;
-    if (shape.empty() || size_t(shape.back()) != channels) {
-        wrong_shape(op, 0, shape, "a last axis of as many elements as there are channels", op.first_parameter_input(),
-                    {int64_t(channels)});
+    const Shape& shape = inputs.x.shape;
+    if (shape.rank() == 0 || size_t(shape.back()) != channels) {
+        wrong_shape(op, 0, shape, "a last axis of as many elements as there are channels",
+                    op.first_parameter_input(), "[" + std::to_string(channels) + "]");
     }
-    inputs.elements = inputs.x.elements();
+    inputs.elements = shape.elements();
     if (op.skip) {
         const TensorView skip = input(op.api, context, 1);
-        if (skip.shape != shape) wrong_shape(op, 1, skip.shape, "the same", 0, shape);
+        if (skip.shape != shape) wrong_shape(op, 1, skip.shape, "the same", 0, shape.text());
         inputs.skip = skip.data;
     }
     return inputs;
 }
 
-void* output(const Operator& op, OrtKernelContext* context, size_t index, const std::vector<int64_t>& shape) {
+void* output(const Operator& op, OrtKernelContext* context, size_t index, const Shape& shape) {
     OrtValue* value = nullptr;
-    check(op.api->KernelContext_GetOutput(context, index, shape.data(), shape.size(), &value));
-    if (!value) {
-        throw Problem{ORT_INVALID_ARGUMENT, std::string("dynorm::") + op.name() + ": output " +
-                                                (index ? "residual" : "Y") + " has no name in the model."};
-    }
+    check(op.api->KernelContext_GetOutput(context, index, shape.data(), shape.rank(), &value));
     void* data = nullptr;
     check(op.api->GetTensorMutableData(value, &data));
     return data;

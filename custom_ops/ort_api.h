@@ -1,5 +1,5 @@
-// ONNX Runtime's C API: the official header where the build was given one, else the declared subset. Either way the
-// places of the entries in the function table are checked when this is compiled.
+// ONNX Runtime's C API: the official header where the build was given one, else the declared subset. Either
+// way the places of the entries in the function table are checked when this is compiled.
 #pragma once
 
 #include <cstddef>
@@ -13,8 +13,8 @@
 
 namespace dynorm {
 
-// ONNX Runtime 1.21, the oldest served. Asking for this version keeps the library loadable in it whichever header it was
-// built with.
+// ONNX Runtime 1.21, the oldest served. Asking for this version keeps the library loadable in it whichever
+// header it was built with.
 inline constexpr uint32_t kOrtApiVersion = 21;
 
 #define DYNORM_ENTRY(name, index) \
@@ -40,8 +40,10 @@ DYNORM_ENTRY(SetSymbolicDimensions, 271);
 DYNORM_ENTRY(KernelContext_ParallelFor, 274);
 #undef DYNORM_ENTRY
 
-#define DYNORM_MEMBER(name, index) \
-    static_assert(offsetof(OrtCustomOp, name) == (index) * sizeof(void*), "OrtCustomOp::" #name " has moved")
+#define DYNORM_MEMBER(name, index)                                                              \
+    static_assert(offsetof(OrtCustomOp, name) == (index) * sizeof(void*), "OrtCustomOp::" #name \
+                                                                          " has "               \
+                                                                          "moved")
 DYNORM_MEMBER(CreateKernel, 1);
 DYNORM_MEMBER(GetName, 2);
 DYNORM_MEMBER(GetExecutionProviderType, 3);
@@ -67,6 +69,7 @@ DYNORM_MEMBER(ReleaseAliasMap, 25);
 static_assert(ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED == 0 && ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT == 1 &&
               ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16 == 10 && ONNX_TENSOR_ELEMENT_DATA_TYPE_DOUBLE == 11 &&
               ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16 == 16);
-static_assert(ORT_FAIL == 1 && ORT_INVALID_ARGUMENT == 2 && OrtMemTypeDefault == 0 && INPUT_OUTPUT_REQUIRED == 0);
+static_assert(ORT_FAIL == 1 && ORT_INVALID_ARGUMENT == 2 && OrtMemTypeDefault == 0 &&
+              INPUT_OUTPUT_REQUIRED == 0);
 
 }  // namespace dynorm

@@ -1,6 +1,6 @@
-// The part of ONNX Runtime's C API, version 21, that this library calls: own declarations, from the facts of a public
-// and append-only ABI (the order of the function table and the signatures). The official header is used instead where
-// the build finds it; tests/custom_ops holds this file against it.
+// The part of ONNX Runtime's C API, version 21, that this library calls: own declarations, from the facts of
+// a public and append-only ABI (the order of the function table and the signatures). The official header is
+// used instead where the build finds it; tests/custom_ops holds this file against it.
 #pragma once
 
 #include <cstddef>
@@ -52,7 +52,8 @@ struct OrtApi {
     OrtStatus* (*GetTensorMutableData)(OrtValue* value, void** out) noexcept;
     void* gap_52[9];
     OrtStatus* (*GetDimensionsCount)(const OrtTensorTypeAndShapeInfo* info, size_t* out) noexcept;
-    OrtStatus* (*GetDimensions)(const OrtTensorTypeAndShapeInfo* info, int64_t* values, size_t count) noexcept;
+    OrtStatus* (*GetDimensions)(const OrtTensorTypeAndShapeInfo* info, int64_t* values,
+                                size_t count) noexcept;
     OrtStatus* (*GetSymbolicDimensions)(const OrtTensorTypeAndShapeInfo* info, const char* names[],
                                         size_t count) noexcept;
     void* gap_64[1];

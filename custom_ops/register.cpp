@@ -55,8 +55,9 @@ OrtStatus* compute(void* kernel, OrtKernelContext* context) {
 
 void destroy_kernel(void* kernel) { delete static_cast<NodeKernel*>(kernel); }
 
-// Every output has X's shape. An axis of X without size and name gets a name of its own: ONNX Runtime would take the
-// shape without it for an axis of -1 elements, and the other axes would be lost if no shape were given.
+// Every output has X's shape. An axis of X without size and name gets a name of its own: ONNX Runtime would
+// take the shape without it for an axis of -1 elements, and the other axes would be lost if no shape were
+// given.
 OrtStatus* infer_shapes(const OrtCustomOp* op, OrtShapeInferContext* context) {
     static std::atomic<uint64_t> names_given{0};
     const OrtApi* api = self(op).api;
@@ -127,11 +128,12 @@ Operator make_operator(const OrtApi* api, Function function, Type type, bool ski
     return op;
 }
 
-// The operators of one session's options; ONNX Runtime keeps pointers to them until the session ends, and does not say when
-// that is, so that they live as long as the library.
+// The operators of one session's options; ONNX Runtime keeps pointers to them until the session ends, and
+// does not say when that is, so that they live as long as the library.
 class Registration {
   public:
-    Registration(const OrtApi* api, OrtSessionOptions* options) : domain_(nullptr, api->ReleaseCustomOpDomain) {
+    Registration(const OrtApi* api, OrtSessionOptions* options)
+        : domain_(nullptr, api->ReleaseCustomOpDomain) {
         OrtCustomOpDomain* domain = nullptr;
         check(api->CreateCustomOpDomain("dynorm", &domain));
         domain_.reset(domain);
@@ -164,8 +166,9 @@ DYNORM_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const Ort
     const OrtApi* api = base->GetApi(kOrtApiVersion);
     if (!api) {
         // Version 1 is there in every runtime, and its first entry makes the status.
-        const std::string sentence = std::string("dynorm's kernels need ONNX Runtime 1.21 or newer, and this is ") +
-                                     base->GetVersionString() + ": without them the model runs by its function bodies.";
+        const std::string sentence =
+            std::string("dynorm's kernels need ONNX Runtime 1.21 or newer, and this is ") +
+            base->GetVersionString() + ": without them the model runs by its function bodies.";
         return base->GetApi(1)->CreateStatus(ORT_FAIL, sentence.c_str());
     }
     return guarded(api, [&] {

@@ -20,6 +20,7 @@ static inline Vector operator*(Vector a, Vector b) { return _mm256_mul_ps(a.v, b
 static inline Vector operator+(Vector a, Vector b) { return _mm256_add_ps(a.v, b.v); }
 static inline Vector fma(Vector a, Vector b, Vector c) { return _mm256_fmadd_ps(a.v, b.v, c.v); }
 static inline Vector multiply_add(Vector a, Vector b, Vector c) { return fma(a, b, c); }
+static inline Vector wide(Vector t) { return t; }
 
 // min and max return their second operand where one is NaN: t comes second, so that it stays NaN.
 static inline Vector clamp(Vector t, float limit) {

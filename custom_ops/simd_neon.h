@@ -20,6 +20,7 @@ static inline Vector operator*(Vector a, Vector b) { return vmulq_f32(a.v, b.v);
 static inline Vector operator+(Vector a, Vector b) { return vaddq_f32(a.v, b.v); }
 static inline Vector fma(Vector a, Vector b, Vector c) { return vfmaq_f32(c.v, a.v, b.v); }
 static inline Vector multiply_add(Vector a, Vector b, Vector c) { return fma(a, b, c); }
+static inline Vector wide(Vector t) { return t; }
 
 // vmin and vmax keep NaN.
 static inline Vector clamp(Vector t, float limit) {
@@ -41,9 +42,7 @@ static inline void store(float* to, Vector a) { vst1q_f32(to, a.v); }
 static inline Vector load(const Half* from) {
     return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(&from->bits)));
 }
-static inline void store(Half* to, Vector a) {
-    vst1_u16(&to->bits, vreinterpret_u16_f16(vcvt_f16_f32(a.v)));
-}
+static inline void store(Half* to, Vector a) { vst1_u16(&to->bits, vreinterpret_u16_f16(vcvt_f16_f32(a.v))); }
 static inline Vector load(const BFloat16* from) {
     return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(&from->bits), 16));
 }

@@ -1,4 +1,5 @@
-// One float at a time, for processors without a vector header of their own; also the arithmetic of double everywhere.
+// One float at a time, for processors without a vector header of their own; also the arithmetic of double
+// everywhere.
 #pragma once
 
 #include <cmath>
@@ -8,7 +9,8 @@
 
 namespace dynorm::DYNORM_TARGET {
 
-// Without hardware FMA the product is formed in double, where it is exact: a libm call per element would cost more.
+// Without hardware FMA the product is formed in double, where it is exact: a libm call per element would cost
+// more.
 static inline float fma(float a, float b, float c) {
 #if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
     return __builtin_fmaf(a, b, c);
@@ -25,7 +27,9 @@ static inline double multiply_add(double a, double b, double c) { return a * b +
 static inline float clamp(float t, float limit) { return t > limit ? limit : t < -limit ? -limit : t; }
 static inline double clamp(double t, double limit) { return t > limit ? limit : t < -limit ? -limit : t; }
 
-static inline float divide(float a, float b) { return a / b; }
+// Without FMA a rational function in float would lose 4e-7; on the way it is held in double.
+static inline double wide(float t) { return t; }
+static inline float divide(double a, double b) { return float(a / b); }
 static inline float rsqrt_of_at_least_one(float q) { return 1.0f / __builtin_sqrtf(q); }
 static inline double rsqrt_of_at_least_one(double q) { return 1.0 / __builtin_sqrt(q); }
 
@@ -77,7 +81,8 @@ static inline void narrow(float value, Half* out) {
         half = 0x7e00u;
     } else if (magnitude >= 0x477ff000u) {  // 65520, half way to the power of two above the largest half
         half = 0x7c00u;
-    } else if (magnitude < 0x38800000u) {  // below 2^-14: adding 1/2 leaves the denormal's bits, rounded, at the end
+    } else if (magnitude <
+               0x38800000u) {  // below 2^-14: adding 1/2 leaves the denormal's bits, rounded, at the end
         half = float_to_bits(bits_to_float(magnitude) + 0.5f) - 0x3f000000u;
     } else {
         half = (magnitude - 0x38000000u + 0xfffu + (magnitude >> 13 & 1u)) >> 13;

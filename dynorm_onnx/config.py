@@ -9,7 +9,7 @@ from typing import Any
 
 from dynorm_onnx.errors import UsageError
 
-METHODS = ("fit",)
+METHODS = ("reconstruct", "fit")
 PROVIDERS = ("cpu", "cuda")
 
 
@@ -27,7 +27,7 @@ class ConvertConfig:
     tokenizer: Path | None = None
     samples: int = 256
     max_length: int = 256
-    method: str = "fit"
+    method: str = "reconstruct"
     only: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()
     max_kl: float | None = None

@@ -26,8 +26,8 @@ def library_path() -> Path | None:
     """The custom-op library of this installation, or None if the package was installed without one.
 
     Looked for in this order: the file that the environment variable DYNORM_LIBRARY names; beside this module (an
-    installed wheel, or ``cmake --install`` into the checkout); among the files of the installed distribution (an editable
-    install keeps built files apart from the sources).
+    installed wheel, or ``cmake --install`` into the checkout); among the files of the installed distribution (an
+    editable install keeps built files apart from the sources).
     """
     named = os.environ.get("DYNORM_LIBRARY")
     if named:
@@ -64,7 +64,9 @@ def register(session_options: ort.SessionOptions) -> None:
     """
     path = library_path()
     if path is None:
-        raise ProviderError("dynorm-onnx was installed without its custom-op library; models run by their function bodies.")
+        raise ProviderError(
+            "dynorm-onnx was installed without its custom-op library; models run by their function bodies."
+        )
     try:
         session_options.register_custom_ops_library(str(path))
     except Exception as error:  # ONNX Runtime's exceptions have no common base below Exception

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import onnx_ir as ir
 
+from dynorm_onnx.bounds import Met, keep_costliest
 from dynorm_onnx.calibration.data import CalibrationData, load_calibration
 from dynorm_onnx.calibration.norms import Calibrated, calibrate_norms
+from dynorm_onnx.calibration.reconstruct import reconstruct
 from dynorm_onnx.config import ConvertConfig, check_choice
 from dynorm_onnx.errors import BoundError
 from dynorm_onnx.functions import REGISTRY
 from dynorm_onnx.graph import model_io
 from dynorm_onnx.graph.lower import LoweredNorm, lower
-from dynorm_onnx.graph.rewrite import replace
+from dynorm_onnx.graph.rewrite import replace, set_initializers
 from dynorm_onnx.graph.select import select
 from dynorm_onnx.graph.sites import find_sites
 from dynorm_onnx.progress import Progress, StepClock, no_progress
@@ -26,12 +29,20 @@ from dynorm_onnx.runtime.validate import Validation, validate
 from dynorm_onnx.runtime.variants import make_variants, time_model
 
 TARGETS = (*REGISTRY, "rmsnorm")
-METHODS: dict[str, Callable[..., Calibrated]] = {"fit": calibrate_norms}
+METHODS: dict[str, Callable[..., Calibrated]] = {"reconstruct": reconstruct, "fit": calibrate_norms}
+COST_BATCHES = 2  # held-out batches on which the cost of each single norm is measured
 
 
-def convert_model(
-    model: str | os.PathLike[str], *, progress: Progress = no_progress, **knobs: Any
-) -> Report:
+@dataclasses.dataclass(frozen=True)
+class Attempt:
+    """One conversion, with some of the norms kept or none."""
+
+    calibrated: Calibrated | None  # None for an exact rewrite
+    converted: ir.Model
+    validation: Validation | None
+
+
+def convert_model(model: str | os.PathLike[str], *, progress: Progress = no_progress, **knobs: Any) -> Report:
     """Convert a model file; the knobs are those of ConvertConfig, which documents them.
 
     Returns the Report. Raises the errors of dynorm_onnx.errors, and then nothing was written.
@@ -46,21 +57,19 @@ def convert_model(
         chosen, kept = select(found, config.only, config.keep)
     if config.dry_run:
         return build_report(config, found, kept, clock)
+    model_io.require_weights(original)
+    model_io.require_output(original, config.output_path)
     with clock.step("data"):
-        model_io.require_weights(original)
         data = _data(config, original, progress)
-    with clock.step("calibrate") as advance:
-        norms = lower(prepared, chosen)
-        calibrated = _calibrate(config, prepared, norms, data, advance)
-    with clock.step("rewrite"):
-        converted = _rewrite(config, prepared, norms, calibrated)
-    with clock.step("validate"):
-        validation = _validate(config, converted, data)
+    norms = lower(prepared, chosen)
+    met = _within_bounds(config, prepared, norms, data, clock)
+    kept |= {name: f"kept for the bound: replaced alone it costs {cost:.2g} of it" for name, cost in met.kept.items()}
+    outcome = met.outcome
     with clock.step("time"):
-        timing = _time(config, converted, data)
+        timing = _time(config, outcome.converted, data)
     with clock.step("save"):
-        model_io.save(converted, config.output_path)
-    return build_report(config, found, kept, clock, data, calibrated, validation, timing)
+        model_io.save(outcome.converted, config.output_path)
+    return build_report(config, found, kept, clock, data, outcome.calibrated, outcome.validation, timing)
 
 
 def _data(config: ConvertConfig, original: ir.Model, progress: Progress) -> CalibrationData | None:
@@ -80,50 +89,97 @@ def _data(config: ConvertConfig, original: ir.Model, progress: Progress) -> Cali
     )
 
 
-def _calibrate(
+def _within_bounds(
     config: ConvertConfig,
     lowered: ir.Model,
     norms: Sequence[LoweredNorm],
     data: CalibrationData | None,
-    advance: Callable[[int, int], None],
-) -> Calibrated | None:
-    """None for `--to rmsnorm`, which has nothing to fit."""
-    if config.to == "rmsnorm" or data is None:
-        return None
-    return METHODS[config.method](lowered, norms, REGISTRY[config.to], data.calibration, advance)
+    clock: StepClock,
+) -> Met[Attempt]:
+    """The conversion, with as many norms kept as --max-kl and --max-error ask for; BoundError if all must be."""
+
+    def attempt(kept: frozenset[str]) -> Attempt:
+        return _attempt(config, lowered, [norm for norm in norms if norm.site_name not in kept], data, clock)
+
+    if config.max_kl is None and config.max_error is None:
+        return Met(attempt(frozenset()), {})
+    met = keep_costliest(
+        attempt,
+        damage=lambda outcome: _excess(config, outcome.validation),
+        costs=lambda outcome: _costs(config, lowered, norms, outcome, data, clock),
+        bound=1.0,
+    )
+    if met is None:
+        bounds = (("--max-kl", config.max_kl), ("--max-error", config.max_error))
+        asked = " and ".join(f"{knob} {value}" for knob, value in bounds if value is not None)
+        raise BoundError(f"{asked} cannot be met, even with only the least costly of {len(norms)} norms replaced")
+    return met
 
 
-def _rewrite(
-    config: ConvertConfig, lowered: ir.Model, norms: Sequence[LoweredNorm], calibrated: Calibrated | None
-) -> ir.Model:
-    converted = model_io.clone(lowered)
-    if calibrated is not None:
-        for norm in norms:
-            replace(converted, norm, config.to, calibrated.fits[norm.site_name].parameters)
-    return converted
+def _attempt(
+    config: ConvertConfig,
+    lowered: ir.Model,
+    norms: Sequence[LoweredNorm],
+    data: CalibrationData | None,
+    clock: StepClock,
+) -> Attempt:
+    calibrated = None
+    if config.to != "rmsnorm" and data is not None:
+        with clock.step("calibrate") as advance:
+            calibrated = METHODS[config.method](lowered, norms, REGISTRY[config.to], data.calibration, advance)
+    with clock.step("rewrite"):
+        converted = model_io.clone(lowered)
+        if calibrated is not None:
+            for norm in norms:
+                replace(converted, norm, config.to, calibrated.fits[norm.site_name].parameters)
+            set_initializers(converted, calibrated.initializers)
+    with clock.step("validate"):
+        validation = _validate(config, converted, data) if config.validate else None
+    return Attempt(calibrated, converted, validation)
 
 
-def _validate(config: ConvertConfig, converted: ir.Model, data: CalibrationData | None) -> Validation | None:
-    """Raises BoundError where a bound was asked for and is not met."""
-    if not config.validate or data is None:
+def _validate(
+    config: ConvertConfig, converted: ir.Model, data: CalibrationData | None, batches: int | None = None
+) -> Validation | None:
+    if data is None:
         return None
     sessions = [make_session(model, provider=config.provider) for model in (config.model, converted)]
-    validation = validate(*sessions, data.validation, vocabulary=data.vocabulary)
-    _check_bounds(config, validation)
-    return validation
+    return validate(*sessions, data.validation[:batches], vocabulary=data.vocabulary)
 
 
-def _check_bounds(config: ConvertConfig, validation: Validation) -> None:
+def _excess(config: ConvertConfig, validation: Validation | None) -> float:
+    """The damage in units of what the bounds allow; at most 1 where they are met."""
+    assert validation is not None  # ConvertConfig refuses a bound without validation
+    excess = 0.0
     if config.max_kl is not None:
         if validation.quality is None:
             raise BoundError(f"--max-kl {config.max_kl}: the model has no output of logits; use --max-error")
-        if not validation.quality.kl_mean <= config.max_kl:
-            raise BoundError(f"--max-kl {config.max_kl} is not met: the KL is {validation.quality.kl_mean:.4f}")
+        excess = max(excess, validation.quality.kl_mean / config.max_kl)
     if config.max_error is not None:
-        worst = max(validation.outputs, key=lambda name: validation.outputs[name].relative_error)
-        error = validation.outputs[worst].relative_error
-        if not error <= config.max_error:
-            raise BoundError(f"--max-error {config.max_error} is not met: output {worst!r} has {error:.4f}")
+        worst = max(error.relative_error for error in validation.outputs.values())
+        excess = max(excess, worst / config.max_error)
+    return excess
+
+
+def _costs(
+    config: ConvertConfig,
+    lowered: ir.Model,
+    norms: Sequence[LoweredNorm],
+    outcome: Attempt,
+    data: CalibrationData | None,
+    clock: StepClock,
+) -> dict[str, float]:
+    """By site, the damage when that norm alone is replaced, in units of the bounds."""
+    if outcome.calibrated is None:
+        return {}  # an exact rewrite: keeping norms would not make it better
+    costs: dict[str, float] = {}
+    with clock.step("costs") as advance:
+        for done, norm in enumerate(norms):
+            alone = model_io.clone(lowered)
+            replace(alone, norm, config.to, outcome.calibrated.fits[norm.site_name].parameters)
+            costs[norm.site_name] = _excess(config, _validate(config, alone, data, COST_BATCHES))
+            advance(done + 1, len(norms))
+    return costs
 
 
 def _time(config: ConvertConfig, converted: ir.Model, data: CalibrationData | None) -> tuple[Timing, ...]:

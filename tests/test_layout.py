@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "dynorm_onnx"
 # From the top down. A module may import from its own layer and from those below; `convert` may import from everywhere.
 LAYERS = (
     ("convert", "__main__", "__init__"),
-    ("pipeline",),
+    ("pipeline", "bounds"),
     ("report", "serving", "paper", "bench"),
     ("pytorch",),
     ("calibration",),
@@ -20,7 +20,7 @@ LAYERS = (
     ("graph",),
     ("custom_ops",),
     ("functions",),
-    ("config", "errors"),
+    ("config", "errors", "progress"),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -25,7 +25,7 @@ from dynorm_onnx.runtime.session import PROVIDERS
 Row = TypeVar("Row")
 Size = tuple[int, int]
 
-OPS_SECONDS, MODEL_SECONDS, QUICK_SECONDS = 0.3, 2.0, 0.1
+OPS_SECONDS, MODEL_SECONDS, QUICK_SECONDS = 0.5, 3.0, 0.2
 MODEL_ROWS, QUICK_MODEL_ROWS = ((1, 16), (1, 128), (8, 128)), ((1, 128),)
 _FILE_WIDTH = 120
 QUICK_OPS = OpsGrid(rows=((1, 1), (1, 128), (8, 128)), channels=(2048,))

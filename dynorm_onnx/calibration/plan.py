@@ -58,11 +58,24 @@ def order_points(graph: ir.Graph, points: Sequence[SolvePoint]) -> list[SolvePoi
     return sorted(points, key=lambda point: min(position[node] for node in point.nodes))
 
 
+def value_stages(graph: ir.Graph, points: Sequence[SolvePoint]) -> dict[str, int]:
+    """The stage of every value by name: CONSTANT, 0 where no point changes it, else as said above."""
+    point_of = {node: place for place, point in enumerate(order_points(graph, points)) for node in point.nodes}
+    stages = {str(name): CONSTANT for name in graph.initializers}
+    stages |= {str(value.name): 0 for value in graph.inputs if not value.is_initializer()}
+    for node in graph:
+        stage = max((stages[str(value.name)] for value in inputs_of(node)), default=CONSTANT)
+        if node in point_of:
+            stage = point_of[node] + 1
+        stages.update({str(output.name): stage for output in node.outputs if output.name})
+    return stages
+
+
 def make_plan(graph: ir.Graph, points: Sequence[SolvePoint]) -> Plan:
     """Cut `graph` (its nodes in topological order) at the points."""
     ordered = order_points(graph, points)
     point_of = {node: index for index, point in enumerate(ordered) for node in point.nodes}
-    stages = _stages(graph, point_of)
+    stages = value_stages(graph, ordered)
     early = stages | {
         str(output.name): index for node, index in point_of.items() for output in node.outputs
     }
@@ -78,18 +91,6 @@ def make_plan(graph: ir.Graph, points: Sequence[SolvePoint]) -> Plan:
     feeds = {str(value.name) for value in graph.inputs}
     original, last_original = _cut(nodes, early, wanted, given=feeds)
     return Plan(tuple(ordered), original, converted, last_original, last_converted)
-
-
-def _stages(graph: ir.Graph, point_of: dict[ir.Node, int]) -> dict[str, int]:
-    """The stage of every value, by name."""
-    stages = {str(name): CONSTANT for name in graph.initializers}
-    stages |= {str(value.name): 0 for value in graph.inputs if not value.is_initializer()}
-    for node in graph:
-        stage = max((stages[str(value.name)] for value in inputs_of(node)), default=CONSTANT)
-        if node in point_of:
-            stage = point_of[node] + 1
-        stages.update({str(output.name): stage for output in node.outputs if output.name})
-    return stages
 
 
 def _needed(graph: ir.Graph, wanted: set[str]) -> list[ir.Node]:

@@ -35,10 +35,18 @@ def in_standard_operators(op: values.Opset, element_type: int) -> onnx.FunctionP
         return bounded / op.Sqrt(bounded * bounded + beta)
 
     @script(domain, default_opset=op)
+    def dyisru_before_opset_11(x, beta):  # type: ignore[no-untyped-def]
+        bounded = op.Clip(x, min=-LARGEST_FLOAT32, max=LARGEST_FLOAT32)
+        return bounded / op.Sqrt(bounded * bounded + beta)
+
+    @script(domain, default_opset=op)
     def dyisru_double(x, beta):  # type: ignore[no-untyped-def]
         return x / op.Sqrt(x * x + beta)
 
-    chosen = dyisru_double if element_type == TensorProto.DOUBLE else dyisru
+    if element_type == TensorProto.DOUBLE:
+        chosen = dyisru_double
+    else:
+        chosen = dyisru if op.version >= 11 else dyisru_before_opset_11
     return chosen.to_function_proto()  # type: ignore[no-any-return]
 
 

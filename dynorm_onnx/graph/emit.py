@@ -50,13 +50,11 @@ class Emitter:
         domain: str = "",
         outputs: Sequence[str],
     ) -> ir.Node:
-        """A node whose outputs are named `stem.OUTPUT` for each of `outputs`."""
-        node = ir.node(
-            op_type, inputs, attributes or {}, domain=domain, num_outputs=len(outputs),
-            name=self._names.unique(f"{self._stem}.{outputs[0]}.{op_type}"),
-        )  # fmt: skip
+        """A node whose outputs are named `stem.OUTPUT` for each of `outputs`, and itself like the first."""
+        node = ir.node(op_type, inputs, attributes or {}, domain=domain, num_outputs=len(outputs))
         for value, suffix in zip(node.outputs, outputs, strict=True):
             value.name = self._names.unique(f"{self._stem}.{suffix}")
+        node.name = node.outputs[0].name
         self._graph.insert_before(self._place, node)
         return node
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import onnx
@@ -94,7 +94,7 @@ def _with_sources(index: GraphIndex, nodes: Iterable[ir.Node], fed: set[ir.Value
     return sorted(found, key=index.position)
 
 
-def _proto(node: ir.Node, name) -> onnx.NodeProto:  # type: ignore[no-untyped-def]
+def _proto(node: ir.Node, name: Callable[[ir.Value], str]) -> onnx.NodeProto:
     proto = ir.serde.serialize_node(node)
     plain = onnx.NodeProto(op_type=proto.op_type, domain=proto.domain, attribute=proto.attribute)
     plain.input.extend("" if i is None else name(i) for i in node.inputs)

@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
+from dynorm_onnx.graph.lower.lowered_norm import sum_operands
 from dynorm_onnx.graph.reads import inputs_of
 
 FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
@@ -68,13 +69,6 @@ class LinearLayer:
         array = array.reshape(array.shape[:2])
         return self.scale * (array.T if self.transposed else array)
 
-    def stored(self, matrix: np.ndarray) -> np.ndarray:
-        """[in, out] float64 as the initializer holds it, in its type and shape."""
-        assert self.weight.const_value is not None
-        tensor = self.weight.const_value
-        array = matrix / self.scale
-        return (array.T if self.transposed else array).reshape(tuple(tensor.shape)).astype(tensor.dtype.numpy())
-
     def offset(self) -> np.ndarray:
         """The bias as [out] float64, scale included; zeros where there is none."""
         if self.bias is None:
@@ -82,11 +76,19 @@ class LinearLayer:
         assert self.bias.const_value is not None
         return self.bias_scale * self.bias.const_value.numpy().astype(np.float64).reshape(-1)
 
-    def stored_offset(self, offset: np.ndarray) -> np.ndarray:
-        """The bias as its initializer holds it; the layer must have one."""
-        assert self.bias is not None and self.bias.const_value is not None
-        tensor = self.bias.const_value
-        return (offset / self.bias_scale).reshape(tuple(tensor.shape)).astype(tensor.dtype.numpy())
+    def parameters(self) -> np.ndarray:
+        """matrix(), and offset() as a last row if the layer has a bias: [in (+ 1), out]."""
+        return np.vstack([self.matrix(), self.offset()]) if self.bias is not None else self.matrix()
+
+    def stored_parameters(self, parameters: np.ndarray) -> dict[str, np.ndarray]:
+        """What parameters() gave (changed), by initializer, each in its own type and shape."""
+        assert self.weight.const_value is not None
+        matrix = parameters[: self.inputs] / self.scale
+        arrays = {self.name: _like(self.weight.const_value, matrix.T if self.transposed else matrix)}
+        if self.bias is not None and self.bias.const_value is not None:
+            offset = parameters[self.inputs] / self.bias_scale
+            arrays[str(self.bias.name)] = _like(self.bias.const_value, offset)
+        return arrays
 
     def _shape(self) -> ir.Shape:
         assert self.weight.shape is not None
@@ -150,6 +152,10 @@ def _unfit(weight: ir.Value, readers: dict[ir.Value, int]) -> str | None:
     if readers[weight] > 1:
         return f"the weight is read in {readers[weight]} places (tied or shared), which one solution cannot suit"
     return None
+
+
+def _like(tensor: ir.TensorProtocol, array: np.ndarray) -> np.ndarray:
+    return array.reshape(tuple(int(size) for size in tensor.shape)).astype(tensor.dtype.numpy())
 
 
 def _spelling(node: ir.Node) -> _Spelling | None:
@@ -236,14 +242,13 @@ def _bias_add(y: ir.Value, spelling: _Spelling, readers: dict[ir.Value, int]) ->
 
 
 def _residual(y: ir.Value) -> Residual | None:
-    """The Add (of a value that is no constant, of y's rank) that alone reads y."""
+    """The sum with a stream of y's shape, if that alone reads y."""
     add = _only_reader(y)
-    if add is None or add.op_type != "Add" or add.domain != "":
+    operands = sum_operands(add.outputs[0]) if add is not None else None
+    if add is None or operands is None:
         return None
-    stream = next((value for value in add.inputs if value is not y), None)
-    if stream is None or stream.const_value is not None or stream.shape is None or y.shape is None:
-        return None
-    return Residual(stream, add.outputs[0]) if len(stream.shape) == len(y.shape) else None
+    stream = operands[1] if operands[0] is y else operands[0]
+    return Residual(stream, add.outputs[0]) if stream.const_value is None else None
 
 
 def _only_reader(value: ir.Value) -> ir.Node | None:

@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from dynorm_onnx.errors import ModelError, UsageError
 from dynorm_onnx.graph.prepare import clone, prepare
 
-__all__ = ["clone", "load", "prepare", "require_weights", "save"]
+__all__ = ["clone", "load", "prepare", "require_output", "require_weights", "save"]
 
 logger = logging.getLogger(__name__)
 
@@ -51,18 +51,29 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
         raise ModelError(f"{path}: is not a valid ONNX model: {_first_line(error)}") from error
     for graph in model.graphs():
         ir.external_data.set_base_dir(graph, source.parent)
+    for value in _initializers(model):
+        if isinstance(value.const_value, ir.ExternalTensor):
+            value.const_value = _within_reach(value.const_value, source.parent)
     model.meta[_SOURCE] = str(source)
     return model
 
 
 def require_weights(model: ir.Model) -> None:
     """Raises ModelError, naming tensor and file, if the data of any weight is not there in full."""
+    smallest: dict[str, ir.ExternalTensor] = {}
     for value in _initializers(model):
         tensor = value.const_value
         if tensor is None or (isinstance(tensor, ir.TensorProtoTensor) and _is_hollow(tensor)):
             raise ModelError(f"The weight {value.name!r} holds no data.")
         if isinstance(tensor, ir.ExternalTensor):
             _require_file(tensor)
+            if tensor.nbytes < smallest.setdefault(tensor.path, tensor).nbytes:
+                smallest[tensor.path] = tensor
+    for tensor in smallest.values():
+        try:
+            tensor.numpy()  # onnx-ir refuses files outside the model's folder, and only here
+        except (OSError, ValueError) as error:
+            raise ModelError(f"The weight {tensor.name!r} cannot be read: {_first_line(error)}") from error
 
 
 def save(model: ir.Model, path: str | os.PathLike[str], external_above: int = EXTERNAL_ABOVE) -> None:
@@ -71,15 +82,16 @@ def save(model: ir.Model, path: str | os.PathLike[str], external_above: int = EX
     Weights go to PATH.data if they are above `external_above` bytes together or were external
     before. Both files are written in a temporary folder beside `path` and then moved into place.
     Raises UsageError if `path` is the model's own file, if PATH.data holds weights that the model
-    reads, or if nothing can be written there.
+    reads, or if nothing can be written there; ModelError if weights are missing.
     """
-    target = pathlib.Path(path).absolute()
-    data = target.with_name(target.name + ".data")
-    _refuse_to_overwrite(model, target, data)
+    require_weights(model)
+    require_output(model, path)
+    target, data = _files(path)
     tensors = [value.const_value for value in _initializers(model) if value.const_value is not None]
     external = any(isinstance(tensor, ir.ExternalTensor) for tensor in tensors)
     external = external or sum(tensor.nbytes for tensor in tensors) > external_above
     try:
+        _read_external_attributes(model)
         with _folder_beside(target) as folder:
             if external:
                 ir.save(model, folder / target.name, external_data=data.name, size_threshold_bytes=_SMALL)
@@ -90,6 +102,26 @@ def save(model: ir.Model, path: str | os.PathLike[str], external_above: int = EX
             os.replace(folder / target.name, target)
     except OSError as error:
         raise UsageError(f"{path}: cannot be written: {error.strerror or error}.") from error
+
+
+def require_output(model: ir.Model, path: str | os.PathLike[str]) -> None:
+    """Raises UsageError where save(model, path) could not write, or would write over the model's own files.
+
+    To be asked before hours of work, not only after them.
+    """
+    target, data = _files(path)
+    if target.is_dir():
+        raise UsageError(f"{path}: is a folder; name a file for the output.")
+    if not os.access(target.parent, os.W_OK):
+        problem = "cannot be written to" if target.parent.is_dir() else "is not there"
+        raise UsageError(f"{path}: the folder {target.parent} {problem}.")
+    _refuse_to_overwrite(model, target, data)
+
+
+def _files(path: str | os.PathLike[str]) -> tuple[pathlib.Path, pathlib.Path]:
+    """(the model's file, that of its weights if they are external)."""
+    target = pathlib.Path(path).absolute()
+    return target, target.with_name(target.name + ".data")
 
 
 @contextlib.contextmanager
@@ -112,6 +144,14 @@ def _refuse_to_overwrite(model: ir.Model, target: pathlib.Path, data: pathlib.Pa
             _same_file(written, tensor.path) for written in (target, data)
         ):
             raise UsageError(f"{tensor.path}: holds weights of the input model; choose another output path.")
+
+
+def _read_external_attributes(model: ir.Model) -> None:
+    """Constant nodes may have external data as well, which ir.save would leave pointing to the old file."""
+    for node in model.graph.all_nodes():
+        for name, attribute in node.attributes.items():
+            if attribute.type == ir.AttributeType.TENSOR and isinstance(attribute.value, ir.ExternalTensor):
+                node.attributes[name] = ir.AttrTensor(name, ir.Tensor(attribute.value.numpy().copy()))
 
 
 def _same_file(one: str | os.PathLike[str], other: str | os.PathLike[str]) -> bool:
@@ -139,6 +179,23 @@ def _is_hollow(tensor: ir.TensorProtoTensor) -> bool:
         "string_data",
     )
     return tensor.size > 0 and not any(len(getattr(proto, field)) for field in fields)
+
+
+def _within_reach(tensor: ir.ExternalTensor, folder: pathlib.Path) -> ir.ExternalTensor:
+    """`tensor`, based on a folder that holds both its file and what that file is a link to.
+
+    onnx-ir takes a link out of the base folder for an attack; in the cache of the Hugging Face hub every
+    file is one. A location that itself leads out of `folder` ("../x") is left to be refused.
+    """
+    path = os.path.normpath(tensor.path)
+    real, inside = os.path.realpath(path), os.path.realpath(folder)
+    if os.path.commonpath([path, folder]) != str(folder) or os.path.commonpath([real, inside]) == inside:
+        return tensor
+    base = os.path.commonpath([path, real])
+    return ir.ExternalTensor(
+        os.path.relpath(path, base), tensor.offset, tensor.length, tensor.dtype,
+        shape=tensor.shape, name=tensor.name, base_dir=base,
+    )  # fmt: skip
 
 
 def _require_file(tensor: ir.ExternalTensor) -> None:

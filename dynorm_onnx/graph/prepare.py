@@ -6,9 +6,9 @@ import logging
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import InlinePass, NameFixPass, ShapeInferencePass
+from onnx_ir.passes.common import InlinePass, ShapeInferencePass
 
-from dynorm_onnx.graph.emit import add_initializer
+from dynorm_onnx.graph.emit import Names, add_initializer
 
 logger = logging.getLogger(__name__)
 
@@ -37,14 +37,14 @@ def prepare(model: ir.Model) -> ir.Model:
     """A clone of `model` in which norms can be found and replaced; it computes the same.
 
     Local functions that hold a norm are inlined, domains in use are imported, reductions that carry
-    `axes` in the place where their opset no longer has it are mended, every node and value has a
-    unique name, and types and shapes are inferred as far as that goes. Weights are not read.
+    `axes` in the place where their opset no longer has it are mended, every node has a name of its
+    own, and types and shapes are inferred as far as that goes. Weights are not read.
     """
     copy = clone(model)
     _import_domains(copy)
     _inline_norm_functions(copy)
     _mend_reductions(copy)
-    NameFixPass()(copy)
+    _name_nodes(copy)
     _infer_shapes(copy)
     return copy
 
@@ -79,6 +79,37 @@ def _inline_norm_functions(model: ir.Model) -> None:
     InlinePass(criteria=lambda function: function.identifier() in holders)(model)
     for node in model.graph.all_nodes():
         model.opset_imports.setdefault(node.domain, 1)
+    _unshadow(model)
+
+
+def _unshadow(model: ir.Model) -> None:
+    """The inliner makes new names unique in their graph, not among those of the bodies within it."""
+    inner = {
+        value.name
+        for graph in model.graphs()
+        if graph is not model.graph
+        for value in (*graph.inputs, *(output for node in graph for output in node.outputs))
+    }
+    names = Names(model)
+    for value in (output for node in model.graph for output in node.outputs):
+        if value.name in inner and value.name and not value.is_graph_output():
+            value.name = names.unique(value.name)
+
+
+def _name_nodes(model: ir.Model) -> None:
+    """Unnamed nodes are called like what they give out; a name given twice gets a number.
+
+    Names of values stay, in bodies too: ONNX Runtime's search operators know their bodies' inputs by name.
+    """
+    used: set[str] = set()
+    for node in model.graph.all_nodes():
+        stem = node.name or next((str(v.name) for v in node.outputs if v.name), node.op_type)
+        name, count = stem, 0
+        while name in used:
+            count += 1
+            name = f"{stem}_{count}"
+        used.add(name)
+        node.name = name
 
 
 def _functions_with_norms(model: ir.Model) -> set[ir.OperatorIdentifier]:
@@ -114,8 +145,10 @@ def _mend_reductions(model: ir.Model) -> None:
         node.replace_input_with(1, initializer)
 
 
-# Operators that onnx does not know: the outputs that are shaped like their first input.
+# Operators that onnx does not know, or whose result's type it gets wrong: the outputs that are shaped
+# like their first input.
 _SHAPE_KEEPERS: dict[tuple[str, str], tuple[int, ...]] = {
+    ("", "RMSNormalization"): (0,),
     ("", "SimplifiedLayerNormalization"): (0,),
     ("", "LayerNormalization"): (0,),
     ("com.microsoft", "SkipLayerNormalization"): (0, 3),
@@ -147,9 +180,15 @@ def _infer_shapes(model: ir.Model) -> None:
 
 
 def _read_through(node: ir.Node, output: ir.Value) -> None:
-    """Lets the readers of `output` read the node's first input instead, under the same name."""
+    """Lets the readers of `output` read the node's first input instead, under the same name.
+
+    The result of a norm that is a standard operator has the type of its scale.
+    """
     assert node.graph is not None
-    copy = ir.Node("", "Identity", [node.inputs[0]], name=f"{node.name}.{output.index()}")
+    scale = node.inputs[1] if node.domain == "" and len(node.inputs) > 1 else None
+    attributes = [] if scale is None or scale.dtype is None else [ir.AttrInt64("to", scale.dtype.value)]
+    op_type = "Cast" if attributes else "Identity"
+    copy = ir.Node("", op_type, [node.inputs[0]], attributes, name=f"{node.name}.{output.index()}")
     copy.outputs[0].name, output.name = output.name, f"{output.name}.kept"
     copy.outputs[0].shape, copy.outputs[0].type = output.shape, output.type
     output.replace_all_uses_with(copy.outputs[0], replace_graph_outputs=True)

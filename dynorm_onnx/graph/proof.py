@@ -27,6 +27,7 @@ TOLERANCE = 1e-4
 HALF_TOLERANCE = 5e-3
 LARGEST_INPUT = 1 << 24  # elements
 SMALLEST_EPSILON = 1e-30  # below it nothing of it is seen in float32
+WITHOUT_EPSILON = 1e-2  # size of the small inputs where there is none: an epsilon of 1e-8 would show
 # Sizes for dimensions that are not known, all different, so that a wrong axis cannot fit by chance.
 FREE_SIZES = ((2, 3, 5, 7, 4), (3, 1, 4, 2, 5))
 
@@ -93,11 +94,9 @@ class Prover:
 
         The small ones show a wrong epsilon, which inputs of size 1 would hide.
         """
-        scales = [2.0]
-        if site.epsilon > SMALLEST_EPSILON:
-            scales.append(3 * math.sqrt(site.epsilon))
+        small = 3 * math.sqrt(site.epsilon) if site.epsilon > SMALLEST_EPSILON else WITHOUT_EPSILON
         errors = []
-        for scale in scales:
+        for scale in (2.0, small):
             feeds = _feeds(self._index, site, extracted, shapes, scale)
             by_value = {value: feeds[name] for name, value in extracted.inputs.items()}
             assert site.x is not None
@@ -119,8 +118,8 @@ def _tolerance(index: GraphIndex, site: NormSite) -> float:
 
 def _digest(extracted: Extract, site: NormSite, shapes: list[dict[str, tuple[int, ...]]]) -> bytes:
     """Equal for sites with the same nodes, constants, shapes and reading."""
-    roles = [("x", "weight", "bias")[(site.x, site.weight, site.bias).index(v)] if v in
-             (site.x, site.weight, site.bias) else "" for v in extracted.inputs.values()]  # fmt: skip
+    known = {site.bias: "bias", site.weight: "weight", site.x: "x"}
+    roles = [known.get(value, "") for value in extracted.inputs.values()]
     text = repr((site.kind, site.epsilon, site.axes, roles, shapes))
     return hashlib.sha256(extracted.model.SerializeToString(deterministic=True) + text.encode()).digest()
 
@@ -139,20 +138,21 @@ def _assign(
     """A size for every dimension; dimensions of one symbol have one size in all inputs."""
     assert site.x is not None
     symbols: dict[str, int] = {}
+    places = len(free) - 1
 
-    def size(dimension: object, place: int) -> int:
+    def size(dimension: object, place: int, fixed: bool = False) -> int:
+        unknown = free[min(place, places)]
         if isinstance(dimension, int):
-            return min(dimension, free[place]) if shrink else dimension
+            return min(dimension, unknown) if shrink and not fixed else dimension
         symbol = getattr(dimension, "value", None)
-        return symbols.setdefault(symbol, free[place]) if symbol is not None else free[place]
+        return unknown if symbol is None else symbols.setdefault(symbol, unknown)
 
     rank = index.rank(site.x) or max(3, len(site.axes))
     known = index.shape(site.x) or (None,) * rank
-    dims = list(site.x.shape) if site.x.shape is not None else list(known)
-    x = [size(d, min(i, len(free) - 1)) for i, d in enumerate(dims)]
+    dims = known if site.x.shape is None else tuple(site.x.shape)
+    x = [size(d, i, _parameter_size(index, site, i - rank) is not None) for i, d in enumerate(dims)]
     for axis in site.axes:
-        fixed = known[axis]
-        x[axis] = fixed if fixed is not None else _channels(index, site, axis) or x[axis] + 3
+        x[axis] = known[axis] or _parameter_size(index, site, axis) or x[axis] + 3
     shapes: dict[str, tuple[int, ...]] = {}
     for name, value in extracted.inputs.items():
         if value is site.x:
@@ -160,13 +160,12 @@ def _assign(
         elif value in (site.weight, site.bias):
             shapes[name] = _parameter_shape(index, site, value, x)
         else:
-            other = value.shape if value.shape is not None else ()
-            shapes[name] = tuple(size(d, min(i, len(free) - 1)) for i, d in enumerate(other))
+            shapes[name] = tuple(size(d, i) for i, d in enumerate(value.shape or ()))
     return shapes
 
 
-def _channels(index: GraphIndex, site: NormSite, axis: int) -> int | None:
-    """The size of a normalised axis as weight or bias tell it."""
+def _parameter_size(index: GraphIndex, site: NormSite, axis: int) -> int | None:
+    """The size of an axis as weight or bias tell it."""
     for value in (site.weight, site.bias):
         shape = index.shape(value)
         if shape is not None and len(shape) >= -axis and shape[axis] not in (1, None):

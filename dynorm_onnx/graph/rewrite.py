@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import onnx_ir as ir
 
@@ -56,6 +58,12 @@ def set_parameters(node: ir.Node, parameters: NormParameters) -> None:
     for value, array in zip(values, _arrays(function, parameters, dtype).values(), strict=True):
         value.const_value = ir.tensor(array, name=value.name)
         value.shape = ir.Shape(array.shape)
+
+
+def set_initializers(model: ir.Model, arrays: Mapping[str, np.ndarray]) -> None:
+    """Overwrites initializers of the main graph by name; types and shapes stay as they are."""
+    for name, array in arrays.items():
+        model.graph.initializers[name].const_value = ir.tensor(array, name=name)
 
 
 def _function(name: str) -> Function:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import logging
 from collections.abc import Iterator
 
 import onnx_ir as ir
@@ -11,9 +9,8 @@ import onnx_ir as ir
 from dynorm_onnx.graph import proof
 from dynorm_onnx.graph.forms import batchnorm, centred, decomposed, fused, leave
 from dynorm_onnx.graph.forms.index import GraphIndex
+from dynorm_onnx.graph.names import with_names
 from dynorm_onnx.graph.norm_site import NearMiss, NormSite, Refusal, SitesFound
-
-logger = logging.getLogger(__name__)
 
 Finding = NormSite | Refusal | NearMiss
 
@@ -38,12 +35,7 @@ def find_sites(model: ir.Model, run: proof.Run | None = None) -> SitesFound:
             else:
                 refused.append(_refuse_in_body(finding, path))
     sites.sort(key=lambda site: index.position(site.nodes[-1]))
-    unique = _Names()
-    return SitesFound(
-        tuple(dataclasses.replace(s, name=unique(s.name)) for s in sites),
-        tuple(dataclasses.replace(r, name=unique(r.name)) for r in refused),
-        tuple(dataclasses.replace(n, name=unique(n.name)) for n in near),
-    )
+    return with_names(index, sites, refused, near)
 
 
 def _search(model: ir.Model, index: GraphIndex, run: proof.Run | None) -> list[Finding]:
@@ -79,18 +71,3 @@ def _refuse_in_body(finding: NormSite | Refusal, path: str) -> Refusal:
     if isinstance(finding, Refusal):
         reason += f"; besides, {finding.reason}"
     return Refusal(finding.name, finding.kind, finding.form, finding.channels, finding.dtype, reason)
-
-
-class _Names:
-    """Gives each name once; a repeated name gets a number."""
-
-    def __init__(self) -> None:
-        self._given: set[str] = set()
-
-    def __call__(self, name: str) -> str:
-        unique, count = name, 1
-        while unique in self._given:
-            count += 1
-            unique = f"{name}_{count}"
-        self._given.add(unique)
-        return unique

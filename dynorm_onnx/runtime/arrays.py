@@ -31,34 +31,6 @@ FOREIGN_TYPES: dict[np.dtype, int] = {
 
 _FOREIGN_DTYPES = {number: dtype for dtype, number in FOREIGN_TYPES.items()}
 
-_TYPE_NAMES: dict[str, np.dtype] = {
-    "tensor(float)": np.dtype(np.float32),
-    "tensor(float16)": np.dtype(np.float16),
-    "tensor(double)": np.dtype(np.float64),
-    "tensor(bfloat16)": np.dtype(ml_dtypes.bfloat16),
-    "tensor(int64)": np.dtype(np.int64),
-    "tensor(int32)": np.dtype(np.int32),
-    "tensor(int16)": np.dtype(np.int16),
-    "tensor(int8)": np.dtype(np.int8),
-    "tensor(uint64)": np.dtype(np.uint64),
-    "tensor(uint32)": np.dtype(np.uint32),
-    "tensor(uint16)": np.dtype(np.uint16),
-    "tensor(uint8)": np.dtype(np.uint8),
-    "tensor(bool)": np.dtype(np.bool_),
-    "tensor(string)": np.dtype(np.object_),
-}
-
-
-def numpy_type(type_name: str) -> np.dtype:
-    """The numpy type of ONNX Runtime's type name ("tensor(float16)").
-
-    Raises ModelError for what is no tensor (a sequence, a map) and for types without arrays.
-    """
-    try:
-        return _TYPE_NAMES[type_name]
-    except KeyError:
-        raise ModelError(f"there is no array type for the ONNX Runtime type {type_name}") from None
-
 
 def is_float(array: np.ndarray) -> bool:
     """Whether the array holds floating-point numbers, bfloat16 included."""

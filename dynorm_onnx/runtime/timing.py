@@ -15,7 +15,8 @@ from dynorm_onnx.runtime.arrays import Feeds, feed_value, first_line
 
 _WARM_UP_RUNS = 3
 _LEAST_ROUNDS = 5
-_BURST_SECONDS = 0.02
+_BURST_SECONDS = 0.05
+_SPIN_SECONDS = 0.05  # for how long worker threads wait for more work before they sleep: 25 to 30 ms were measured
 _LONGEST_BURST = 200
 
 
@@ -80,15 +81,16 @@ def time_variants(
     """Time sessions against each other.
 
     The variants take turns, so that a machine that slows down or speeds up meanwhile does so for all of
-    them, and each round starts with another one. A turn is a burst of runs of about 20 ms, each timed by
-    itself; the first run of a burst pays for the caches and threads that the variant before it left
-    behind, and is dropped where the burst has more than one.
+    them, and each round starts with another one. A turn is a burst of runs of about 50 ms, each timed by
+    itself; the first run of a burst pays for the caches that the variant before it left behind, and is
+    dropped where the burst has more than one. After a turn, a pause lets the variant's worker threads go
+    to sleep: they spin for a while after each run, and would take the cores from the next variant.
 
     Args:
         variants: onnxruntime.InferenceSessions by name.
         feeds: the inputs of all variants.
         provider: the device that inputs and outputs lie on, "cpu" or "cuda".
-        seconds: about how long to measure per variant; at least five rounds are made.
+        seconds: about how long to take per variant, pauses included; at least five rounds are made.
 
     Returns:
         A Timing per variant, in the order given.
@@ -106,6 +108,8 @@ def time_variants(
         first = turn % len(names)
         for name in names[first:] + names[:first]:
             measured[name] += _burst(runs[name], bursts[name])
+            if _has_workers(variants[name]):
+                time.sleep(_SPIN_SECONDS)
     return tuple(Timing.of(name, provider, times) for name, times in measured.items())
 
 
@@ -116,6 +120,10 @@ def _burst_length(run: Callable[[], None]) -> int:
         run()
         taken = time.perf_counter() - start
     return int(min(max(_BURST_SECONDS / max(taken, 1e-9), 1), _LONGEST_BURST))
+
+
+def _has_workers(session: Any) -> bool:
+    return session.get_session_options().intra_op_num_threads != 1
 
 
 def _burst(run: Callable[[], None], length: int) -> list[float]:

@@ -14,31 +14,28 @@ import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from text import held_out_sample
 from train import build_model
+from transformers import LlamaForCausalLM
 
 HERE = Path(__file__).parent
 SAMPLE_BYTES = 300_000
 
 
-class Logits(torch.nn.Module):
-    """input_ids [batch, sequence] int64 -> logits [batch, sequence, 256]."""
-
-    def __init__(self, model: torch.nn.Module) -> None:
-        super().__init__()
-        self.model = model
+class Logits(LlamaForCausalLM):
+    """input_ids [batch, sequence] int64 -> logits [batch, sequence, 256], with the model's own names."""
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        return self.model(input_ids=input_ids).logits
+        return super().forward(input_ids=input_ids).logits
 
 
 def export(model: torch.nn.Module, path: Path) -> None:
     example = torch.randint(0, 256, (2, 32))
     dims = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence")}
     program = torch.onnx.export(
-        Logits(model).eval(),
+        model.eval(),
         (example,),
         input_names=["input_ids"],
         output_names=["logits"],
-        dynamic_shapes=({0: dims[0], 1: dims[1]},),
+        dynamic_shapes=(dims,),
         dynamo=True,
     )
     # Stack traces and paths of the exporting machine are half a megabyte that nobody needs.
@@ -65,7 +62,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", type=Path, required=True, help="weights from train.py (.pt)")
     args = parser.parse_args()
-    model = build_model()
+    model = Logits(build_model().config)
     model.load_state_dict(torch.load(args.checkpoint, weights_only=True))
     export(model, HERE / "byte_llama.onnx")
     (HERE / "tokenizer.json").write_text(json.dumps(byte_tokenizer(), ensure_ascii=False))

@@ -41,7 +41,8 @@ class Built:
 
     model: onnx.ModelProto
     feeds: dict[str, np.ndarray]
-    outputs: tuple[np.ndarray, ...]
+    output: np.ndarray  # the last one of the model
+    params: Params = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,13 +62,13 @@ class FormCase:
     shape: tuple[int, ...] = (2, 3, CHANNELS)
     declared: tuple[int | str, ...] | None = None  # None: dimensions but the last are symbolic
     definition: Callable[[np.ndarray, Params], np.ndarray] | None = None
-    checked: bool = True  # onnx.checker accepts it (ONNX Runtime's own operators in domain "" it does not)
+    constant_weight: bool = True  # params["weight"], if it is a vector, can be read from the file
     reference_only: bool = False  # no CPU kernel of ONNX Runtime runs the original
     out_dtype: str | None = None  # of y, where it is not that of x
 
     def opsets(self, dtype: str) -> range:
         """Where the form exists; operators in pieces take bfloat16 since opset 13."""
-        return range(max(self.since, 13 if dtype == "bfloat16" else 0), self.until + 1)
+        return range(max(self.since, 13 if dtype == "bfloat16" else 0), min(self.until, NEWEST) + 1)
 
     def build(self, dtype: str, opset: int, *, named: bool = True, bare: bool = False) -> Built:
         """The model; `bare` leaves pre and post out: the norm reads an input and gives the output."""
@@ -81,10 +82,10 @@ class FormCase:
         y64 = self._define(h64, graph)
         if bare:
             graph.output(y, dtype=self.out_dtype)
-            return Built(graph.model(), graph.feeds, (y64,))
+            return Built(graph.model(), graph.feeds, y64, graph.params)
         out, out64 = self._post(graph, y, y64, h, h64)
         graph.output(out, "out", dtype=self.out_dtype)
-        return Built(graph.model(), graph.feeds, (out64,))
+        return Built(graph.model(), graph.feeds, out64, graph.params)
 
     def _define(self, x: np.ndarray, graph: Graph) -> np.ndarray:
         params = {name: array.astype(np.float64) for name, array in graph.params.items()}

@@ -35,7 +35,7 @@ def replaced(prepared: ir.Model, norms: Iterable[LoweredNorm], function: str = "
     """`--to dyisru` with parameters that are not fitted; `prepared` is what lowered() gave."""
     for norm in norms:
         zeros = np.zeros_like(norm.weight)
-        scalars = {name: np.full(norm.channels, 2.0) for name in REGISTRY[function].parameter_names}
+        scalars = {name: np.full_like(norm.weight, 2.0) for name in REGISTRY[function].parameter_names}
         parameters = NormParameters(norm.weight, zeros if norm.bias is None else norm.bias, scalars)
         replace(prepared, norm, function, parameters)
     return ir.to_proto(prepared)

@@ -67,9 +67,7 @@ class SimplifiedLayerNormalization(OpRun):
 
 
 # the evaluator goes by the name of the class
-_ContribNorm = type(
-    "SimplifiedLayerNormalization", (SimplifiedLayerNormalization,), {"op_domain": "com.microsoft"}
-)
+_ContribNorm = type("SimplifiedLayerNormalization", (SimplifiedLayerNormalization,), {"op_domain": "com.microsoft"})
 
 
 class RMSNormalization(OpRun):
@@ -120,7 +118,8 @@ class EmbedLayerNormalization(OpRun):
         if segments is not None:
             total = total + kinds[segments].astype(np.float32)
         y = _norm("layer", total, gamma, beta, -1, epsilon, words.dtype)
-        return (y, np.zeros(ids.shape[0], np.int32), total.astype(words.dtype))[: len(self.output)]
+        lengths = np.zeros(ids.shape[0], np.int32) if mask is None else mask.sum(1, dtype=np.int32)
+        return (y, lengths, total.astype(words.dtype))[: len(self.output)]
 
 
 class GatedRMSNorm(OpRun):

@@ -39,10 +39,8 @@ def textbook(
     again = g.op("Sub", x, mean) if twice else centred
     squared = g.op("Mul", centred, centred) if how == "Mul" else g.op("Pow", centred, g.scalar(2.0))
     rooted = g.op("Sqrt", g.op("Add", g.reduce("ReduceMean", squared, axes), g.scalar(EPS)))
-    if inverse == "Div":
-        normal = g.op("Div", again, rooted)
-    else:
-        normal = g.op("Mul", again, g.op("Reciprocal", rooted))
+    inverted = inverse == "Reciprocal"
+    normal = g.op("Mul", again, g.op("Reciprocal", rooted)) if inverted else g.op("Div", again, rooted)
     return affine(g, normal, weight=weight, bias=bias, shape=shape)
 
 

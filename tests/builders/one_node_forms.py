@@ -107,7 +107,7 @@ def embedding(
     outputs = ["embedded", "mask_index", *(["embedding_sum"] if total else [])]
     named = g.op("EmbedLayerNormalization", *operands, outputs=outputs, domain=CONTRIB, epsilon=EPS)
     if mask:
-        g.outputs.append(helper.make_tensor_value_info("mask_index", 6, None))
+        g.output("mask_index", dtype="int32")
     return g.op("Add", named[0], named[2]) if total else named[0]
 
 
@@ -278,35 +278,32 @@ FORMS = [
         reference_only=True,
         out_dtype="float32",
     ),
-    FormCase("A2", SIMPLIFIED, rms("A2"), checked=False),
-    FormCase("A2-defaults", partial(rms_node, op="SimplifiedLayerNormalization"), rms("A2", eps=1e-5), checked=False),
-    FormCase("A2-axis-2", partial(SIMPLIFIED, axis=2), rms("A2"), checked=False),
+    FormCase("A2", SIMPLIFIED, rms("A2")),
+    FormCase("A2-defaults", partial(rms_node, op="SimplifiedLayerNormalization"), rms("A2", eps=1e-5)),
+    FormCase("A2-axis-2", partial(SIMPLIFIED, axis=2), rms("A2")),
     FormCase(
         "A2-two-axes",
         partial(SIMPLIFIED, axis=1, shape=(3, CHANNELS)),
         rms("A2", axes=(-2, -1), channels=24),
-        checked=False,
         **STATIC,
     ),
-    FormCase("A2-spare-output", rms_node_with_spare_output, rms("A2"), checked=False),
+    FormCase("A2-spare-output", rms_node_with_spare_output, rms("A2")),
     FormCase(
         "A2-wide-scale",
         partial(SIMPLIFIED, scale_dtype="float32"),
         rms("A2"),
         dtypes=("float16",),
-        checked=False,
         out_dtype="float32",
     ),
-    FormCase("A3", partial(layer_node, epsilon=EPS), layer("A3"), checked=False),
-    FormCase("A3-defaults", layer_node, layer("A3", eps=1e-5), checked=False),
-    FormCase("A3-no-bias", partial(layer_node, epsilon=EPS, bias=False), layer("A3", bias=False), checked=False),
-    FormCase("A3-spare-outputs", partial(layer_node, epsilon=EPS, spare=True), layer("A3"), checked=False),
-    FormCase("A3-axis-2", partial(layer_node, epsilon=EPS, axis=2), layer("A3"), checked=False),
+    FormCase("A3", partial(layer_node, epsilon=EPS), layer("A3")),
+    FormCase("A3-defaults", layer_node, layer("A3", eps=1e-5)),
+    FormCase("A3-no-bias", partial(layer_node, epsilon=EPS, bias=False), layer("A3", bias=False)),
+    FormCase("A3-spare-outputs", partial(layer_node, epsilon=EPS, spare=True), layer("A3")),
+    FormCase("A3-axis-2", partial(layer_node, epsilon=EPS, axis=2), layer("A3")),
     FormCase(
         "A3-two-axes",
         partial(layer_node, epsilon=EPS, axis=1, shape=(3, CHANNELS)),
         layer("A3", axes=(-2, -1), channels=24),
-        checked=False,
         **STATIC,
     ),
     skip_case("plain", "layer"),
@@ -339,6 +336,7 @@ FORMS = [
             ("sum", {"total": True}),
             ("positions", {"positions": True}),
             ("all", {"positions": True, "total": True}),
+            ("mask-index", {"mask": True, "positions": True}),
         )
     ),
     attention_case("defaults", 1e-6, 1e-6),

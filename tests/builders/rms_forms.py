@@ -55,6 +55,18 @@ def power(g: Graph, x: str, of_root: bool) -> str:
     return g.op("Mul", g.op("Mul", x, g.op("Pow", base, g.scalar(exponent))), g.weight(CHANNELS))
 
 
+def positive_axis(g: Graph, x: str) -> str:
+    mean = g.op("Add", g.reduce("ReduceMean", square(g, x, "Mul"), [2]), g.scalar(EPS))
+    return g.op("Mul", g.op("Div", x, g.op("Sqrt", mean)), g.weight(CHANNELS))
+
+
+def integer_exponent(g: Graph, x: str) -> str:
+    """torch.onnx writes x ** 2 with an int64 exponent."""
+    mean = g.reduce("ReduceMean", g.op("Pow", x, g.initializer(np.array(2), dtype="int64")), [-1])
+    rooted = g.op("Sqrt", g.op("Add", mean, g.scalar(EPS)))
+    return g.op("Mul", g.op("Mul", x, g.op("Reciprocal", rooted)), g.weight(CHANNELS))
+
+
 def scalar_pieces(g: Graph, x: str) -> str:
     """B1 as torch.onnx writes it: Constant nodes, and eps on the left of the Add."""
     total = g.op("Pow", x, g.constant(2.0))
@@ -66,10 +78,7 @@ def sandwich(g: Graph, x: str, weight_first: bool, weight_cast: bool = False, sp
     """B5: computed in float32; the Cast back before the weight (Llama) or after it (GPT-OSS)."""
     wide = g.cast(x, "float32")
     rooted = root(g, wide, dtype="float32")
-    if spelling == "B1":
-        normal = g.op("Div", wide, rooted)
-    else:
-        normal = g.op("Mul", wide, g.op("Reciprocal", rooted))
+    normal = g.op("Div", wide, rooted) if spelling == "B1" else g.op("Mul", wide, g.op("Reciprocal", rooted))
     if weight_first:
         weight = g.cast(g.weight(CHANNELS), "float32") if weight_cast else g.weight(CHANNELS, dtype="float32")
         return g.cast(g.op("Mul", normal, weight), g.dtype)
@@ -266,6 +275,8 @@ SWAPS = (False, True)
 FORMS = [
     *(FormCase(f"B1-{how}", partial(divided, how=how), rms("B1")) for how in ("Pow", "Mul")),
     FormCase("B1-constants", scalar_pieces, rms("B1")),
+    FormCase("B1-positive-axis", positive_axis, rms("B1")),
+    FormCase("B3-integer-exponent", integer_exponent, rms("B3"), since=12),
     FormCase("B1-sum-over-count", sum_over_count, rms("B1|B12")),
     *(FormCase(f"B2-{how}", partial(one_over, how=how), rms("B2")) for how in ("Pow", "Mul")),
     FormCase("B3", reciprocal, rms("B3")),
@@ -277,16 +288,23 @@ FORMS = [
     FormCase("B5-llama-weight-cast", partial(sandwich, weight_first=False, weight_cast=True), rms("B5"), dtypes=LOW),
     FormCase("B5-gpt-oss", partial(sandwich, weight_first=True), rms("B5"), dtypes=LOW),
     FormCase("B5-gpt-oss-weight-cast", partial(sandwich, weight_first=True, weight_cast=True), rms("B5"), dtypes=LOW),
-    FormCase("B6-input", partial(weighted, weight=from_input), rms("B6|B1")),
+    FormCase("B6-input", partial(weighted, weight=from_input), rms("B6|B1"), constant_weight=False),
     FormCase("B6-transpose", partial(weighted, weight=from_transpose), rms("B6|B1")),
     FormCase("B6-row", partial(weighted, weight=from_row), rms("B6|B1")),
-    FormCase("B6-dequantised", partial(weighted, weight=from_dequantised), rms("B6|B1"), dtypes=("float32",)),
+    FormCase(
+        "B6-dequantised",
+        partial(weighted, weight=from_dequantised),
+        rms("B6|B1"),
+        dtypes=("float32",),
+        until=27,  # ONNX Runtime 1.32 has no kernel of opset 28
+    ),
     FormCase(
         "B6-dequantised-low",
         partial(weighted, weight=from_dequantised),
         rms("B6|B1"),
         dtypes=("float16",),
         since=19,
+        until=27,
     ),
     FormCase("B7", partial(weighted, weight=one_plus), rms("B7")),
     FormCase("B7-float32", partial(weighted, weight=partial(one_plus, in_float32=True)), rms("B7|B1"), dtypes=LOW),

@@ -81,6 +81,32 @@ def weight_of_norm(g: Graph, x: str) -> str:
     return g.op("Mul", y, g.op("Sigmoid", y))
 
 
+def branches(g: Graph, x: str) -> str:
+    """What is normalised is read before its weight as well as after."""
+    normal = g.op("Div", x, root(g, x))
+    return g.op("Sub", g.op("Mul", normal, g.weight(CHANNELS)), normal)
+
+
+def residual_after(g: Graph, x: str) -> str:
+    """x itself, added behind, is no bias."""
+    return g.op("Add", divided(g, x, "Mul"), x)
+
+
+def sandwich_norm(g: Graph, x: str) -> str:
+    """Gemma 2: the residual stream, upstream of x, is added to the norm; it is no bias either."""
+    stream = g.normal_input("stream", (2, 3, CHANNELS), ("dim0", "dim1", CHANNELS))
+    y = divided(g, g.op("Add", g.op("Tanh", stream), x), "Mul")
+    return g.op("Add", stream, y)
+
+
+def negated(g: Graph, x: str) -> str:
+    """mean - x: a LayerNorm of the other sign."""
+    centred = g.op("Sub", g.reduce("ReduceMean", x, [-1]), x)
+    variance = g.reduce("ReduceMean", g.op("Mul", centred, centred), [-1])
+    normal = g.op("Div", centred, g.op("Sqrt", g.op("Add", variance, g.scalar(EPS))))
+    return g.op("Add", g.op("Mul", normal, g.weight(CHANNELS)), g.bias(CHANNELS))
+
+
 def enlarging(g: Graph, x: str) -> str:
     """3: the weight makes [.., 1] a [.., 2]."""
     normal = g.op("Div", x, root(g, x))
@@ -285,6 +311,9 @@ TRAPS = [
     Trap("E2-chain", chain, sites=("rms",) * 3),
     Trap("E2-weight-of-x", weight_of_x, sites=("rms",)),
     Trap("E2-weight-of-norm", weight_of_norm, sites=("rms",)),
+    Trap("E2-residual-after", residual_after, sites=("rms",)),
+    Trap("sandwich-norm", sandwich_norm, sites=("rms",)),
+    Trap("branches", branches, sites=("rms",)),
     Trap(
         "E3-enlarging",
         enlarging,

@@ -135,6 +135,26 @@ def test_longest_text_by_a_table_that_counts_up_to_the_length() -> None:
     assert signature(model).longest == 40
 
 
+def test_longest_text_by_positions_that_add_up_the_tokens() -> None:
+    model = parsed(
+        """(int64[b, s] input_ids) => (float[b, s, 4] y) {
+            words_of = Gather(words, input_ids)
+            one = Constant<value_int = 1>()
+            padding = Equal(input_ids, one)
+            token = Not(padding)
+            flags = Cast<to = 7>(token)
+            added = CumSum(flags, one)
+            shown = Mul(added, flags)
+            places_of = Add(shown, one)
+            placed = Gather(places, places_of)
+            y = Add(words_of, placed)
+        }""",
+        words=(300, 4),
+        places=(42, 4),
+    )
+    assert signature(model).longest == 40
+
+
 def test_buckets_of_relative_positions_do_not_bound_the_length() -> None:
     model = parsed(
         """(int64[b, s] input_ids) => (float[b, s, 4] y) {
@@ -162,8 +182,11 @@ def test_weights_among_the_inputs_have_no_samples() -> None:
 
 def test_presents_by_order_where_names_do_not_tell() -> None:
     model = parsed(
-        """(float[b, n, 4] k_cache_a, float[b, n, 4] v_cache_a) => (float[b, n, 4] new_cache_1, float[b, n, 4] new_cache_2)
-        { new_cache_1 = Identity(k_cache_a) new_cache_2 = Identity(v_cache_a) }"""
+        """(float[b, n, 4] k_cache_a, float[b, n, 4] v_cache_a)
+        => (float[b, n, 4] new_cache_1, float[b, n, 4] new_cache_2) {
+            new_cache_1 = Identity(k_cache_a)
+            new_cache_2 = Identity(v_cache_a)
+        }"""
     )
     assert signature(model).presents == {"k_cache_a": "new_cache_1", "v_cache_a": "new_cache_2"}
 

@@ -111,3 +111,28 @@ def _with_weights(model: onnx.ModelProto, positions: bool) -> ir.Model:
         model.graph.initializer.append(onnx.numpy_helper.from_array(weight.astype(np.float32), name))
     onnx.checker.check_model(model)
     return ir.from_proto(model)
+
+
+_GROUPED = f"""
+<ir_version: 10, opset_import: ["": 18, "com.microsoft": 1]>
+grouped (int64[batch, length] input_ids, int32[batch] seqlens_k, int32 total_sequence_length,
+    float[batch, 1, past, 8] "past_key_values.0.key", float[batch, 1, past, 8] "past_key_values.0.value")
+=> (float[batch, length, {VOCABULARY}] logits,
+    float[batch, 1, total, 8] "present.0.key", float[batch, 1, total, 8] "present.0.value")
+{{
+    x = Gather(embedding, input_ids)
+    q = MatMul(x, wq)
+    k = MatMul(x, wk)
+    v = MatMul(x, wv)
+    mixed, "present.0.key", "present.0.value" =
+        com.microsoft.GroupQueryAttention<num_heads = 1, kv_num_heads = 1>(
+            q, k, v, "past_key_values.0.key", "past_key_values.0.value", seqlens_k, total_sequence_length)
+    out = Add(x, mixed)
+    logits = MatMul(out, head)
+}}
+"""
+
+
+def grouped_query_model() -> ir.Model:
+    """A causal model around com.microsoft::GroupQueryAttention, which takes lengths in the place of a mask."""
+    return _with_weights(onnx.parser.parse_model(_GROUPED), positions=False)

@@ -55,7 +55,7 @@ def model_of(
 @every_function
 @pytest.mark.parametrize("skip", [False, True], ids=["plain", "skip"])
 @pytest.mark.parametrize("size", [1, CHANNELS], ids=["scalar", "per-channel"])
-@pytest.mark.parametrize("opset", [11, 13, 14, 15, 18, 20, 23, NEWEST])
+@pytest.mark.parametrize("opset", [9, 11, 13, 14, 15, 18, 20, 23, NEWEST])
 @pytest.mark.parametrize("dtype", TYPES)
 def test_body_agrees_with_float64(function: Function, skip: bool, size: int, opset: int, dtype: str) -> None:
     element_type, numpy_type = TYPES[dtype]

@@ -15,7 +15,7 @@ from dynorm_onnx.runtime.timing import Timing, bind, time_variants
 from tests.runtime.models import bfloat16_scale, linear
 
 X = {"x": np.ones((2, 4), np.float32)}
-SESSION = make_session(linear(np.eye(4, dtype=np.float32)))
+SESSION = make_session(linear(np.eye(4, dtype=np.float32)), threads=1)  # without workers, no pauses
 
 
 def test_quantiles() -> None:
@@ -35,8 +35,15 @@ def test_every_variant_starts_a_round_in_turn(monkeypatch) -> None:
     order: list[str] = []
     monkeypatch.setattr(timing, "bind", lambda name, feeds, provider: lambda: order.append(name))
     monkeypatch.setattr(timing, "_burst_length", lambda run: 1)
+    monkeypatch.setattr(timing, "_has_workers", lambda session: False)
     time_variants({name: name for name in "abc"}, X, seconds=1e-9)
     assert "".join(order[:12]) == "abcbcacababc"
+
+
+def test_only_sessions_with_worker_threads_are_waited_for() -> None:
+    assert not timing._has_workers(SESSION)
+    assert timing._has_workers(make_session(linear(np.eye(4, dtype=np.float32)), threads=2))
+    assert timing._has_workers(make_session(linear(np.eye(4, dtype=np.float32))))
 
 
 def test_the_first_run_of_a_burst_is_dropped() -> None:

@@ -49,13 +49,15 @@ def read_iterable(data: Any, signature: ModelSignature, wanted: int) -> list[Fee
 
     Raises DataError for an item that is no mapping from input names to arrays.
     """
-    items: Iterable[Any] = iter(data.get_next, None) if hasattr(data, "get_next") else data
+    items = iter(data.get_next, None) if hasattr(data, "get_next") else data
+    if not isinstance(items, Iterable):
+        raise DataError(
+            f"a {type(data).__name__} is no data: expected a path, an iterable of feeds or a CalibrationDataReader"
+        )
     samples: list[Feeds] = []
     for number, item in enumerate(items, 1):
         if not isinstance(item, Mapping):
-            raise DataError(
-                f"item {number} of the data is a {type(item).__name__}, not a dict of arrays by input name"
-            )
+            raise DataError(f"item {number} of the data is a {type(item).__name__}, not a dict of arrays by input name")
         batch = {str(name): np.asarray(array) for name, array in item.items()}
         samples += _samples(batch, signature, f"item {number} of the data")
         if len(samples) >= wanted:
@@ -106,9 +108,10 @@ def _joined(samples: list[Feeds], axes: dict[str, int | None]) -> Feeds:
 
 def _load(path: Path) -> Feeds:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise DataError(f"{path} is a single array, not an .npz of arrays by input name")
+        file = np.load(path, allow_pickle=False)
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise DataError(f"{path} is a single array, not an .npz of arrays by input name")
+        with file:
             return {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path} cannot be read as an .npz of plain arrays: {error}") from error
@@ -127,34 +130,41 @@ def _with_batch_axis(arrays: Feeds, signature: ModelSignature) -> Feeds:
 def _samples(arrays: Feeds, signature: ModelSignature, source: str) -> list[Feeds]:
     """Cut arrays in samples that keep their batch axis, of the size that the model fixes, else of 1."""
     specs = {spec.name: spec for spec in signature.inputs}
-    parts: dict[str, list[np.ndarray]] = {}
+    size = signature.fixed_batch or 1
+    lengths: dict[str, int] = {}
     for name, array in arrays.items():
         if name not in specs:
             raise DataError(f"{source} has {name!r}, but the model's inputs are {', '.join(specs)}")
-        cut = _cut(array, specs[name], signature.fixed_batch or 1)
-        if cut is not None:
-            parts[name] = cut
-    counts = {name: len(cut) for name, cut in parts.items()}
-    if len(set(counts.values())) > 1:
-        listed = ", ".join(f"{count} of {name!r}" for name, count in counts.items())
+        axis = _sample_axis(specs[name], array)
+        if axis is not None:
+            lengths[name] = array.shape[axis]
+    if len(set(lengths.values())) > 1:
+        listed = ", ".join(f"{count} of {name!r}" for name, count in lengths.items())
         raise DataError(f"{source} has different numbers of samples: {listed}")
-    shared = {name: array for name, array in arrays.items() if name not in parts}
+    count = next(iter(lengths.values()), size)
+    if count == 0:
+        raise DataError(f"{source} holds no samples")
+    if count < size:
+        raise DataError(f"{source} holds {count} samples, fewer than the {size} that the model takes at once")
     return [
-        shared | {name: cut[index] for name, cut in parts.items()}
-        for index in range(min(counts.values(), default=1))
+        {name: _part(array, specs[name], start, size) for name, array in arrays.items()}
+        for start in range(0, count - size + 1, size)
     ]
 
 
-def _cut(array: np.ndarray, spec: InputSpec, size: int) -> list[np.ndarray] | None:
-    """Views of `size` samples each along the batch axis; None for what is the same for all samples.
+def _sample_axis(spec: InputSpec, array: np.ndarray) -> int | None:
+    """The axis of an array that counts samples; None where all samples share it.
 
-    An array of one axis more than its input counts whole feeds in its first axis.
+    That a wrong rank is no fit is for `fitted` to say.
     """
-    rank = array.ndim if spec.shape is None else len(spec.shape)
-    if array.ndim == rank + 1:
-        return list(array)
-    axis = spec.batch_axis
-    if axis is None or array.ndim != rank:
-        return None  # `fitted` has the word on what does not fit
-    whole = array.shape[axis] // size
-    return [array.take(range(index * size, (index + 1) * size), axis) for index in range(whole)]
+    if spec.batch_axis is None and spec.shape is not None and array.ndim == len(spec.shape) + 1:
+        return 0
+    return spec.batch_axis if spec.batch_axis is not None and spec.batch_axis < array.ndim else None
+
+
+def _part(array: np.ndarray, spec: InputSpec, start: int, size: int) -> np.ndarray:
+    """A view of `size` samples of an array; of whole feeds for a model without a batch axis, one of them."""
+    axis = _sample_axis(spec, array)
+    if axis is None:
+        return array
+    return array[start] if spec.batch_axis is None else array[(slice(None),) * axis + (slice(start, start + size),)]

@@ -20,9 +20,7 @@ _FREE_SIZES = (
 _DRAWN_ROLES = ("token_ids", "other")
 
 
-def draw_samples(
-    signature: ModelSignature, rng: np.random.Generator, *, count: int, length: int
-) -> list[Feeds]:
+def draw_samples(signature: ModelSignature, rng: np.random.Generator, *, count: int, length: int) -> list[Feeds]:
     """Samples with a batch axis of the size that the model fixes, else of 1; `complete` makes the rest.
 
     Integers are uniform below the rows of the table that they index (0 or 1 where they index none),
@@ -31,21 +29,19 @@ def draw_samples(
     Raises DataError for an input whose number of axes the model does not say.
     """
     length = signature.fixed_length or length
+    drawn = [spec for spec in signature.inputs if spec.role in _DRAWN_ROLES]
+    shared = {spec.name: _draw(spec, signature, length, rng) for spec in drawn if spec.batch_axis is None}
+    if len(shared) == len(drawn):  # a model without a batch axis
+        shared = {}
     return [
-        {
-            spec.name: _draw(spec, _sizes(spec, signature, length), rng)
-            for spec in signature.inputs
-            if spec.role in _DRAWN_ROLES
-        }
+        shared | {spec.name: _draw(spec, signature, length, rng) for spec in drawn if spec.name not in shared}
         for _ in range(count)
     ]
 
 
 def _sizes(spec: InputSpec, signature: ModelSignature, length: int) -> list[int]:
     if spec.shape is None:
-        raise DataError(
-            f"no data for input {spec.name!r} can be drawn: the model does not say how many axes it has"
-        )
+        raise DataError(f"no data for input {spec.name!r} can be drawn: the model does not say how many axes it has")
     image = len(spec.shape) == 4 and is_float(np.empty(0, spec.dtype))
     sizes = [_size(dim, image and axis > 1, length) for axis, dim in enumerate(spec.shape)]
     if spec.batch_axis is not None and not isinstance(spec.shape[spec.batch_axis], int):
@@ -64,7 +60,8 @@ def _size(dim: Dim, pixels: bool, length: int) -> int:
     return 224 if pixels else length
 
 
-def _draw(spec: InputSpec, sizes: list[int], rng: np.random.Generator) -> np.ndarray:
+def _draw(spec: InputSpec, signature: ModelSignature, length: int, rng: np.random.Generator) -> np.ndarray:
+    sizes = _sizes(spec, signature, length)
     if spec.dtype == np.bool_:
         return np.ones(sizes, bool)
     if not is_float(np.empty(0, spec.dtype)):

@@ -31,6 +31,8 @@ _COUNTING = _ELEMENTS_KEPT | {
     "Range",
     "Sub",
 }
+# models that add up their mask, RoBERTa and OPT, leave two rows in front of the first position
+_FIRST_OF_CUMULATED = 2
 # EmbedLayerNormalization: the input that is an index -> the input that is its table
 _EMBED_LAYER_NORM_TABLES = {0: 2, 1: 4, 8: 3}
 
@@ -45,46 +47,41 @@ def index_bound(value: ir.Value) -> int | None:
 
 
 def length_bound(graph: ir.Graph) -> int | None:
-    """Rows of the smallest constant table that is indexed by counting up to the length of an input.
+    """The most tokens of an input for which no constant table of positions is indexed past its end.
 
-    Such a table is one of positions: longer inputs would index past its end.
+    Such a table is told by its index, which counts up to the length of an input.
     """
-    rows: list[int] = []
+    lengths: list[int] = []
     for node in graph.all_nodes():
-        if node.op_type == "Gather" and node.attributes.get_int("axis", 0) == 0 and _counts(node.inputs[1]):
-            table = node.inputs[0]
+        table, first = None, None
+        if node.op_type == "Gather" and node.attributes.get_int("axis", 0) == 0:
+            table, first = node.inputs[0], _counts_from(node.inputs[1])
         elif node.op_type == "EmbedLayerNormalization" and not (len(node.inputs) > 8 and node.inputs[8]):
-            table = node.inputs[3]
-        else:
-            continue
+            table, first = node.inputs[3], 0
         shape = None if table is None else _constant_shape(table)
-        if shape is not None and len(shape) >= 2:
-            rows.append(shape[0])
-    return min(rows, default=None)
+        if shape is not None and len(shape) >= 2 and first is not None and first >= 0:
+            lengths.append(shape[0] - first)
+    return min(lengths, default=None)
 
 
-def _counts(index: ir.Value | None) -> bool:
-    """Whether an index follows from shapes alone, by operators that write out 0, 1, 2, ... and cut it.
+def _counts_from(index: ir.Value | None) -> int | None:
+    """Where an index begins that goes up by one for each token: -1 if it is constant, None if it does not.
 
-    Others than these, as in the buckets of relative positions, bound their result by themselves.
+    Only operators that write out 0, 1, 2, ... from a shape and cut it are followed. Others bound their
+    result by themselves, as in the buckets of relative positions.
     """
-    reached, waiting, seen = False, [index], set()
-    while waiting:
-        value = waiting.pop()
-        if value is None or value in seen:
-            continue
-        seen.add(value)
-        node = value.producer()
-        if node is None:
-            if not value.is_initializer():
-                return False
-        elif node.op_type == "Shape":
-            reached = True
-        elif node.op_type in _COUNTING:
-            waiting.extend(node.inputs)
-        else:
-            return False
-    return reached
+    node = None if index is None else index.producer()
+    if index is None or node is None:
+        return -1 if index is None or index.is_initializer() else None
+    if node.op_type == "Shape":
+        return 0
+    if node.op_type == "CumSum":
+        return _FIRST_OF_CUMULATED
+    parts = [_counts_from(value) for value in node.inputs]
+    if node.op_type == "Mul" and _FIRST_OF_CUMULATED in parts:
+        return _FIRST_OF_CUMULATED  # times the mask
+    known = [part for part in parts if part is not None]
+    return max(known, default=-1) if node.op_type in _COUNTING and len(known) == len(parts) else None
 
 
 def _bounds(value: ir.Value, seen: set[ir.Value]) -> Iterator[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from dynorm_onnx.calibration.data.drawing import Progress
 from dynorm_onnx.calibration.data.drawn_inputs import draw_samples
 from dynorm_onnx.calibration.data.missing import complete
 from dynorm_onnx.calibration.data.sampling import sample_texts
+from dynorm_onnx.calibration.data.sampling_cached import cache_grows
 from dynorm_onnx.calibration.data.settings import read_settings
 from dynorm_onnx.calibration.data.signature import ModelSignature, signature
 from dynorm_onnx.calibration.data.text import load_encoder, read_jsonl, read_txt
@@ -95,7 +96,7 @@ def load_calibration(
 
     Args:
         model: as it will be calibrated; not changed.
-        data: a .npz, .jsonl or .txt file, a folder of .npz files, an iterable of feeds, a
+        data: a .npz, .jsonl or .txt file, a folder of .npz files, feeds or an iterable of feeds, a
             CalibrationDataReader, or None: then a causal language model writes text, and the inputs of any
             other model are drawn from its signature.
         session: makes an onnxruntime.InferenceSession of the model; called only without data, and only
@@ -155,7 +156,7 @@ def _count(feeds: Feeds, what: ModelSignature) -> tuple[int, int]:
         ids = feeds[tokens.name]
         masks = [feeds[spec.name] for spec in what.with_role("attention_mask")]
         mask = next((mask for mask in masks if mask.shape == ids.shape), None)
-        return ids.size // ids.shape[-1], ids.size if mask is None else int(np.count_nonzero(mask))
+        return ids.shape[0] if ids.ndim > 1 else 1, ids.size if mask is None else int(np.count_nonzero(mask))
     for spec in what.inputs:
         if spec.batch_axis is not None:
             return feeds[spec.name].shape[spec.batch_axis], 0
@@ -164,19 +165,21 @@ def _count(feeds: Feeds, what: ModelSignature) -> tuple[int, int]:
 
 def _read(data: Any, wanted: _Wanted) -> _Found:
     if not isinstance(data, str | os.PathLike):
-        return _Found("samples given in Python", feeds=read_iterable(data, wanted.signature, wanted.total))
+        items = [data] if isinstance(data, Mapping) else data
+        return _Found("samples given in Python", feeds=read_iterable(items, wanted.signature, wanted.total))
     path = Path(data)
     if path.is_dir():
         samples = read_folder(path, wanted.signature, wanted.total, wanted.rng)
         return _Found(f"arrays in {path.name}", feeds=samples)
     if not path.is_file():
         raise DataError(f"the data {path} does not exist")
-    if path.suffix == ".npz":
+    kind = path.suffix.lower()
+    if kind == ".npz":
         return _Found(f"arrays {path.name}", feeds=read_npz(path, wanted.signature, wanted.rng))
-    if path.suffix == ".txt":
+    if kind == ".txt":
         encoder = load_encoder(wanted.tokenizer, wanted.folder)
         return _Found(f"text {path.name}", rows=read_txt(path, encoder, wanted.total, wanted.length))
-    if path.suffix == ".jsonl":
+    if kind == ".jsonl":
         encoder_of = functools.cache(lambda: load_encoder(wanted.tokenizer, wanted.folder))
         rows = read_jsonl(path, encoder_of, wanted.total, wanted.length, wanted.rng)
         return _Found(f"samples {path.name}", rows=rows)
@@ -194,10 +197,15 @@ def _without_data(wanted: _Wanted, session: Callable[[], Any], progress: Progres
 
 
 def _writes(wanted: _Wanted, session: Any) -> bool:
-    """Whether the logits are predictions of the next token: those of a masked language model are not."""
+    """Whether the logits are predictions of the next token: those of a masked language model are not.
+
+    A cache that grows says so; without one it is tried.
+    """
     what = wanted.signature
     assert what.tokens is not None and what.logits is not None
-    length = what.fixed_length or _PROBE_LENGTH
+    if cache_grows(what):
+        return True
+    length = what.fixed_length or min(_PROBE_LENGTH, wanted.length)
     ids = wanted.rng.integers(0, what.tokens.bound or 2, (what.fixed_batch or 1, length))
     feeds = complete({what.tokens.name: ids}, what, wanted.rng)
     return is_causal(session, feeds, LogitsOutput(what.logits, what.tokens.name, aligned=True))

@@ -58,7 +58,10 @@ def _made(spec: InputSpec, step: _Step) -> np.ndarray:
     maker = _MAKERS.get(spec.role)
     if maker is None or spec.shape is None:
         raise DataError(f"the data has no {spec.name!r}, which the model takes as {spec.describe()}")
-    return fitted(spec, maker(spec, step).astype(spec.dtype))
+    try:
+        return fitted(spec, maker(spec, step).astype(spec.dtype))
+    except DataError as error:
+        raise DataError(f"the data has no {spec.name!r}, and none could be made: {error}") from error
 
 
 def _step(given: Feeds, signature: ModelSignature, rng: np.random.Generator) -> _Step:
@@ -106,11 +109,7 @@ def growing_axis(spec: InputSpec) -> int | None:
 
     None for a state of fixed size. Raises DataError where more than one axis is free.
     """
-    free = [
-        axis
-        for axis, dim in enumerate(spec.shape or ())
-        if not isinstance(dim, int) and axis != spec.batch_axis
-    ]
+    free = [axis for axis, dim in enumerate(spec.shape or ()) if not isinstance(dim, int) and axis != spec.batch_axis]
     if len(free) > 1:
         raise DataError(f"the data has no {spec.name!r}, and {spec.describe()} leaves its size open")
     return free[0] if free else None
@@ -139,9 +138,7 @@ def _score_mask(spec: InputSpec, step: _Step) -> np.ndarray:
     shape = spec.shape or ()
     allowed = _at_the_end(step.seen, shape)[:, None, :]
     if step.causal and shape[-2] != 1:
-        allowed = allowed & np.tri(
-            step.length, allowed.shape[-1], allowed.shape[-1] - step.length, dtype=bool
-        )
+        allowed = allowed & np.tri(step.length, allowed.shape[-1], allowed.shape[-1] - step.length, dtype=bool)
     elif shape[-2] != 1:
         allowed = allowed.repeat(step.length, axis=1)
     if len(shape) == 4:
@@ -161,9 +158,7 @@ def _position_ids(spec: InputSpec, step: _Step) -> np.ndarray:
     if rank == 1:
         return counted[0]
     # rank 3: the sections of a rotary embedding for images, all alike for text
-    return (
-        counted if rank == 2 else np.broadcast_to(counted, (_size((spec.shape or ())[0], 3), *counted.shape))
-    )
+    return counted if rank == 2 else np.broadcast_to(counted, (_size((spec.shape or ())[0], 3), *counted.shape))
 
 
 def _size(dim: Dim, free: int) -> int:

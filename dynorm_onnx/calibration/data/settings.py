@@ -46,11 +46,7 @@ def _sections(path: Path | None) -> list[dict[str, Any]]:
     except (OSError, ValueError) as error:
         log.warning("%s is left aside: %s", path, error)
         return []
-    found = (
-        [settings] + [settings.get(key) for key in ("model", "text_config")]
-        if isinstance(settings, dict)
-        else []
-    )
+    found = [settings] + [settings.get(key) for key in ("model", "text_config")] if isinstance(settings, dict) else []
     return [section for section in found if isinstance(section, dict)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import json
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from dynorm_onnx.errors import DataError, UsageError
 _BYTES_PER_TOKEN = 16
 # a large file is read in so many passages, spread evenly
 _PASSAGES = 64
+_CONTINUATION = bytes(range(0x80, 0xC0))  # bytes of UTF-8 that no character begins with
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +47,7 @@ class TextEncoder:
 
 
 def load_encoder(tokenizer: Path | None, folder: Path | None) -> TextEncoder:
-    """The encoder of a tokenizer.json: the file given, else the one in the folder `folder`.
+    """The encoder of a tokenizer.json: the file given, else the one in `folder`.
 
     Raises UsageError where there is no such file or the [text] extra is not installed, and DataError
     where the file is no tokenizer.
@@ -53,9 +55,7 @@ def load_encoder(tokenizer: Path | None, folder: Path | None) -> TextEncoder:
     path = tokenizer or (folder / "tokenizer.json" if folder is not None else None)
     if path is None or not path.is_file():
         where = f"{path} does not exist" if path is not None else "none was given"
-        raise UsageError(
-            f"text needs the model's tokenizer ({where}): name its tokenizer.json with --tokenizer"
-        )
+        raise UsageError(f"text needs the model's tokenizer ({where}): name its tokenizer.json with --tokenizer")
     try:
         from tokenizers import Tokenizer
     except ImportError:
@@ -86,33 +86,35 @@ def _special_tokens(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
 def read_txt(path: Path, encoder: TextEncoder, wanted: int, length: int) -> list[np.ndarray]:
     """Windows of one long text, in its order: `wanted` of them or more where the file has so many.
 
-    The last window of a passage is dropped where it is shorter than `length` and not the only one.
+    Windows shorter than `length`, the last ones of passages, are dropped unless there are no others.
+
+    Raises DataError for a file that is not UTF-8 or holds no text.
     """
     rows: list[np.ndarray] = []
-    for passage in _passages(path, wanted * length * _BYTES_PER_TOKEN):
-        cut = encoder.windows(passage, length)
-        rows += [row for row in cut if row.size == length] or cut
+    for passage in _passages(path, wanted, wanted * length * _BYTES_PER_TOKEN):
+        rows += encoder.windows(passage, length)
     if not rows:
         raise DataError(f"{path} holds no text")
-    return rows
+    return [row for row in rows if row.size == length] or rows
 
 
-def _passages(path: Path, budget: int) -> Iterator[str]:
+def _passages(path: Path, wanted: int, budget: int) -> Iterator[str]:
     """The file's text, or of a file of more than `budget` bytes passages spread evenly over it."""
     size = path.stat().st_size
     with path.open("rb") as file:
         if size <= budget:
             yield _decoded(file.read(), path)
             return
-        for index in range(_PASSAGES):
-            file.seek(index * size // _PASSAGES)
-            file.readline()  # most likely the middle of a line, perhaps of a character
-            yield file.read(budget // _PASSAGES).decode(errors="ignore")
+        count = min(_PASSAGES, wanted)
+        for index in range(count):
+            file.seek(index * size // count)
+            yield _decoded(file.read(budget // count).lstrip(_CONTINUATION), path)
 
 
 def _decoded(data: bytes, path: Path) -> str:
     try:
-        return data.decode()
+        # incremental: a passage may end within a character
+        return codecs.getincrementaldecoder("utf-8")().decode(data)
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text: {error}") from None
 
@@ -127,14 +129,17 @@ def read_jsonl(
 
     Raises DataError naming the line that is something else.
     """
-    with path.open("rb") as file:
-        lines = [(number, line) for number, line in enumerate(file, 1) if line.strip()]
     rows: list[np.ndarray] = []
-    for index in rng.permutation(len(lines)):
-        number, line = lines[index]
-        rows += _line_windows(number, line, path, encoder, length)
-        if len(rows) >= wanted:
-            break
+    with path.open("rb") as file:
+        sizes = np.fromiter(map(len, file), np.int64)
+        starts = np.cumsum(sizes) - sizes
+        for index in rng.permutation(sizes.size):
+            file.seek(starts[index])
+            line = file.readline()
+            if line.strip():
+                rows += _line_windows(index + 1, line, path, encoder, length)
+            if len(rows) >= wanted:
+                break
     if not rows:
         raise DataError(f"{path} holds no samples")
     return rows
@@ -148,11 +153,9 @@ def _line_windows(
     except ValueError as error:  # of JSON and of UTF-8
         raise DataError(f"{path}, line {number} is not JSON: {error}") from None
     ids = sample.get("input_ids") if isinstance(sample, dict) else None
-    if isinstance(ids, list) and all(type(token) is int for token in ids):
+    if isinstance(ids, list) and all(type(token) is int and abs(token) < 2**63 for token in ids):
         return windows(np.array(ids, np.int64), length)
     text = sample.get("text") if isinstance(sample, dict) else None
     if isinstance(text, str) and ids is None:
         return encoder().windows(text, length)
-    raise DataError(
-        f'{path}, line {number} must be an object with "text" or with "input_ids", a list of integers'
-    )
+    raise DataError(f'{path}, line {number} must be an object with "text" or with "input_ids", a list of integers')

@@ -56,6 +56,11 @@ def enlarges(shape: Shape, onto: Shape) -> bool:
     )
 
 
+def spelled(shape: Shape) -> str:
+    """A shape for a sentence."""
+    return "[" + ", ".join("?" if d is None else str(d) for d in shape) + "]"
+
+
 def why_not_weight(index: GraphIndex, value: ir.Value, x: ir.Value, axes: tuple[int, ...]) -> str | None:
     """Why a parameter is not a weight of the norm of x; None if it is one.
 
@@ -71,13 +76,13 @@ def why_not_weight(index: GraphIndex, value: ir.Value, x: ir.Value, axes: tuple[
     if shape is None:
         return None
     if onto is not None and enlarges(shape, onto):
-        return f"its weight of shape {list(shape)} enlarges the input of shape {list(onto)}"
+        return f"its weight of shape {spelled(shape)} enlarges the input of shape {spelled(onto)}"
     for axis in range(-1, -len(shape) - 1, -1):
         if shape[axis] == 1 or axis in axes:
             continue
         same = onto is not None and onto[axis] == shape[axis] is not None
         if not (constant and same and any(shape[a] != 1 for a in axes if -a <= len(shape))):
-            return f"its weight of shape {list(shape)} varies over other axes than it normalises"
+            return f"its weight of shape {spelled(shape)} varies over other axes than it normalises"
     return None
 
 
@@ -91,7 +96,7 @@ def why_not_bias(index: GraphIndex, value: ir.Value, x: ir.Value, axes: tuple[in
     if reason is None and shape is not None:
         outside = [shape[a] for a in range(-1, -len(shape) - 1, -1) if a not in axes]
         if any(d != 1 for d in outside):
-            return f"its bias of shape {list(shape)} varies over other axes than it normalises"
+            return f"its bias of shape {spelled(shape)} varies over other axes than it normalises"
     return reason
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from dynorm_onnx.graph.forms.decomposed import without_needed
 from dynorm_onnx.graph.forms.index import GraphIndex, is_op
 from dynorm_onnx.graph.forms.layer import CENTRED
 from dynorm_onnx.graph.forms.operators import Frame
@@ -17,8 +18,8 @@ from dynorm_onnx.graph.norm_site import NormSite
 def take_mean(index: GraphIndex, site: NormSite) -> NormSite:
     """Before: mean(x), x - mean(x), an RMSNorm of it. After: one LayerNorm of x.
 
-    When: the mean is over the site's axes and nobody else reads mean or difference. Where somebody
-    does, the site stays an RMSNorm of the difference, which is as exact.
+    When: the mean is over the site's axes. Where something else reads the mean or the difference, the
+    nodes that give it stay.
     """
     if site.kind != "rms" or site.x is None or site.residual is not None:
         return site
@@ -29,8 +30,5 @@ def take_mean(index: GraphIndex, site: NormSite) -> NormSite:
     region = walk(Frame(index, x, site.axes, site.channels))
     if region.forms.get(site.x) != CENTRED:
         return site
-    nodes = region.covered(site.x)
-    inside = {*nodes, *site.nodes}
-    if any(index.used_outside(output, inside) for node in nodes for output in node.outputs):
-        return site
-    return dataclasses.replace(site, kind="layer", x=x, nodes=(*nodes, *site.nodes))
+    way = [*region.covered(site.x), *site.nodes]
+    return dataclasses.replace(site, kind="layer", x=x, nodes=tuple(without_needed(index, way, site.y)))

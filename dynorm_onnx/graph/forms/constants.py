@@ -114,7 +114,12 @@ def _divide(a: Array, b: Array) -> Array:
     return np.asarray(a // b if np.issubdtype(a.dtype, np.integer) else a / b, a.dtype)
 
 
-def _range(start: Array, limit: Array, step: Array) -> Array:
+def _range(node: ir.Node, inputs: Sequence[Array | None]) -> Array | None:
+    start, limit, step = inputs
+    if start is None or limit is None or step is None:
+        return None
+    if (limit.item() - start.item()) / step.item() > LARGEST:
+        return None
     return np.arange(start.item(), limit.item(), step.item(), dtype=start.dtype)
 
 
@@ -134,7 +139,7 @@ FOLDS: dict[str, Fold] = {
     "Gather": _gather,
     "Concat": _all_known(lambda *parts: np.concatenate(parts)),
     "Size": _all_known(lambda x: np.int64(x.size)),
-    "Range": _all_known(_range),
+    "Range": _range,
     "Add": _all_known(np.add),
     "Sub": _all_known(np.subtract),
     "Mul": _all_known(np.multiply),

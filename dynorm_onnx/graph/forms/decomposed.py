@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 
 import onnx_ir as ir
 
@@ -19,6 +20,7 @@ from dynorm_onnx.graph.forms.region import Region, walk
 from dynorm_onnx.graph.norm_site import NearMiss, NormSite, Refusal
 
 Finding = NormSite | Refusal | NearMiss
+_MADE_UP = re.compile(r"node(_\d+)?")  # what onnx_ir calls nodes that have no name in the file
 _HALVES = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
 
 
@@ -30,36 +32,52 @@ def find(model: ir.Model, index: GraphIndex) -> list[Finding]:
     found: list[Finding] = []
     covered: set[ir.Node] = set()
     for anchor in anchors(index):
-        if anchor.node in covered:
-            continue
-        finding = _judge(index, anchor)
-        found.append(finding)
-        if isinstance(finding, NormSite):
-            covered.update(finding.nodes)
+        if anchor.node not in covered:
+            findings = _judge(index, anchor)
+            found += findings
+            covered.update(node for f in findings if isinstance(f, NormSite) for node in f.nodes)
     return found
 
 
-def name_of(value: ir.Value | None) -> str:
-    """A name for what gives a value: its node's, else its own."""
-    node = value.producer() if value is not None else None
-    return (node.name if node is not None else None) or (value.name if value is not None else None) or "norm"
+def name_of(value: ir.Value) -> str:
+    """A name for what gives a value: its node's, unless that was only made up for it, else its own."""
+    node = value.producer()
+    given = node.name if node is not None else None
+    return given if given and not _MADE_UP.fullmatch(given) else value.name or given or "norm"
 
 
-def _judge(index: GraphIndex, anchor: Anchor) -> Finding:
+def _judge(index: GraphIndex, anchor: Anchor) -> list[Finding]:
+    """The sites around one reduction: one, or several where norms share it; or why there is none."""
     name = name_of(anchor.node.outputs[0])
     reason = why_not_axes(index, anchor)
     if reason is not None or not anchor.axes:
-        return NearMiss(name, f"looks like a norm, but {reason}")
-    region = None
+        return [NearMiss(name, f"looks like a norm, but {reason}")]
+    telling: Region | None = None
     for x in roots(index, anchor):
         region = walk(Frame(index, x, anchor.axes, _count(index, anchor)))
-        readings = readings_of(region)
-        # x may feed several norms: only what this reduction takes part in counts here.
-        first = next((value for value in readings if anchor.node in region.covered(value)), None)
-        if first is not None:
-            return site_of(region, readings, first)
-    assert region is not None  # roots() never gives nothing
-    return NearMiss(name, f"looks like a norm, but {explain(region)}")
+        findings = _sites(region, anchor)
+        if findings:
+            return findings
+        if telling is None or telling.forms.get(anchor.squared) != layer.CENTRED:
+            telling = region
+    assert telling is not None  # roots() never gives nothing
+    return [NearMiss(name, f"looks like a norm, but {explain(telling)}")]
+
+
+def _sites(region: Region, anchor: Anchor) -> list[Finding]:
+    """Before: values that read as a norm's result. After: a site for each that comes from no other one.
+
+    x may feed several norms: only what this reduction takes part in counts here.
+    """
+    readings = readings_of(region)
+    findings: list[Finding] = []
+    ends: set[ir.Node | None] = set()
+    for value in readings:
+        way = set(region.covered(value))
+        if anchor.node in way and not way & ends:
+            findings.append(site_of(region, readings, value))
+            ends |= {value.producer()}
+    return findings
 
 
 def _count(index: GraphIndex, anchor: Anchor) -> int | None:
@@ -73,7 +91,7 @@ def readings_of(region: Region) -> dict[ir.Value, Normalised]:
     """The values of a region that are a norm's result, by what they are."""
     index, x, axes = region.frame.index, region.frame.x, region.frame.axes
     half = any(index.dtype(value) in _HALVES for value in region.forms)
-    tolerance = 2e-3 if half else 1e-6  # how exact a constant like sqrt(C) can be
+    tolerance = 2e-3 if half else 5e-6  # how exact a constant like sqrt(C) can be
     readings = {}
     for value, form in region.forms.items():
         reading = _read(form, tolerance)
@@ -96,60 +114,51 @@ def site_of(region: Region, readings: dict[ir.Value, Normalised], first: ir.Valu
     """The site whose normalised value is `first`, with weight and bias as far as they follow."""
     index, frame = region.frame.index, region.frame
     y = affine.extend(index, frame.x, first, readings.get)
-    reading = readings[y]
-    nodes = region.covered(y)
-    channels = frame.count
-    dtype = index.dtype(y) or index.dtype(frame.x) or ir.DataType.FLOAT
-    name, kind = name_of(y), reading.kind
-    nodes, reason = _separable(region, nodes, y)
+    reading, way = readings[y], region.covered(y)
     site = NormSite(
-        name, kind, "", tuple(nodes), frame.x, y, reading.weight, reading.bias, reading.epsilon,
-        frame.axes, channels, dtype,
-    )  # fmt: skip
-    form = (rms if kind == "rms" else layer).form_of(region, site)
-    if reason is not None:
-        return Refusal(name, kind, form, channels, dtype, reason)
+        name=name_of(y),
+        kind=reading.kind,
+        form="",
+        nodes=tuple(way),
+        x=frame.x,
+        y=y,
+        weight=reading.weight,
+        bias=reading.bias,
+        epsilon=reading.epsilon,
+        axes=frame.axes,
+        channels=frame.count or _channels_of(index, reading, frame.axes),
+        dtype=index.dtype(y) or index.dtype(frame.x) or ir.DataType.FLOAT,
+    )
+    form = (rms if site.kind == "rms" else layer).form_of(region, site)
     group = why_not_last_axis(index, frame.x) if frame.axes == (-1,) else None
     group = group or _instance_norm(region, y)
     if group is not None:
-        return NearMiss(name, f"looks like a norm, but {group}")
+        return NearMiss(site.name, f"looks like a norm, but {group}")
     larger = _enlarging_weight(region, reading, y)
     if larger is not None:
-        return Refusal(name, kind, form, channels, dtype, larger)
-    return lift_over_flatten(index, dataclasses.replace(site, form=form))
+        return Refusal(site.name, site.kind, form, site.channels, site.dtype, larger)
+    own = tuple(without_needed(index, way, y))
+    return lift_over_flatten(index, dataclasses.replace(site, form=form, nodes=own))
 
 
-def _separable(region: Region, nodes: list[ir.Node], y: ir.Value) -> tuple[list[ir.Node], str | None]:
-    """The nodes that go with the norm, and why they cannot go: someone else needs what they give.
+def _channels_of(index: GraphIndex, reading: Normalised, axes: tuple[int, ...]) -> int | None:
+    """The number of channels as the weight or bias tells it, where the shape of x does not."""
+    for value in (reading.weight, reading.bias):
+        shape = index.shape(value)
+        if shape is not None and axes == (-1,) and shape[-1:] not in ((), (1,)):
+            return shape[-1]
+    return None
 
-    A Cast of x that others read too simply stays.
-    """
-    index, x = region.frame.index, Polynomial.symbol("x")
-    kept: set[ir.Node] = set()
+
+def without_needed(index: GraphIndex, way: list[ir.Node], y: ir.Value | None) -> list[ir.Node]:
+    """The nodes that go with the norm. Where something else reads the mean, the root or a Cast of x,
+    the nodes that give it stay for themselves: y is replaced as exactly without them."""
+    own = set(way)
     while True:
-        gone = set(nodes) - kept
-        needed = [n for n in gone for o in n.outputs if o is not y and index.used_outside(o, gone)]
-        copies = {n for n in needed if region.forms.get(n.outputs[0]) == x}
-        if not copies:
-            break
-        kept |= copies
-    reason = None
-    for node in sorted(needed, key=index.position):
-        what = _role(region.forms[node.outputs[0]])
-        exposed = any(index.is_output(o) for o in node.outputs)
-        where = "an output of the graph" if exposed else "used elsewhere"
-        reason = reason or f"{what} ({node.outputs[0].name}) is {where}"
-    return [node for node in nodes if node not in kept], reason
-
-
-def _role(form: Polynomial) -> str:
-    if form == Polynomial.symbol("mean"):
-        return "its mean"
-    if form == layer.CENTRED:
-        return "its centred input"
-    if form.has("x"):
-        return "an intermediate result"
-    return "its inverse deviation" if any(e < 0 for m in form.terms for _, e in m) else "its deviation"
+        needed = {n for n in own for o in n.outputs if o is not y and index.used_outside(o, own)}
+        if not needed:
+            return [node for node in way if node in own]
+        own -= needed
 
 
 def _following_weight(region: Region, y: ir.Value) -> ir.Value | None:
@@ -169,7 +178,7 @@ def _enlarging_weight(region: Region, reading: Normalised, y: ir.Value) -> str |
         return None
     if not affine.enlarges(shape, onto):
         return None
-    return f"its weight of shape {list(shape)} enlarges the input of shape {list(onto)}"
+    return f"its weight of shape {affine.spelled(shape)} enlarges the input of shape {affine.spelled(onto)}"
 
 
 def _instance_norm(region: Region, y: ir.Value) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from dynorm_onnx.graph.forms.algebra import Monomial, Polynomial, Sum
+from dynorm_onnx.graph.forms.algebra import Polynomial, Sum
 from dynorm_onnx.graph.forms.anchors import Anchor
 from dynorm_onnx.graph.forms.index import GraphIndex
 from dynorm_onnx.graph.forms.inverse_root import split_inverse_root, spread
@@ -31,29 +31,41 @@ def why_not_axes(index: GraphIndex, anchor: Anchor) -> str | None:
 def explain(region: Region) -> str:
     """The most telling difference between the formulas in a region and a norm's."""
     forms = [form for value, form in region.forms.items() if value is not region.frame.x]
-    monomials = [(form, m, c) for form in forms for m, c in form.terms.items()]
-    lengths = [(m, c) for _, m, c in monomials if _is_direction(m, region)]
-    if lengths:
-        scale = lengths[0][1]
-        return (
-            f"it is x over its length times {scale:.4g}: an L2 normalisation, which lacks the factor "
-            "sqrt(channels), or a norm with another scale"
-        )
+    for form in forms:
+        reason = _wrong_scale(form)
+        if reason is not None:
+            return reason
     if any(_is_sum_with_root(form) for form in forms):
         return "epsilon is added to the root, not under it"
     for form in forms:
         reason = _wrong_quotient(form)
         if reason is not None:
             return reason
-    if any(_has_inverse_root(m) for _, m, _ in monomials):
-        return "what its inverse root multiplies is not what was squared"
+    if any(split_inverse_root(m) is not None for form in forms for m in form.terms):
+        return "what its inverse root multiplies is not the same as what was squared"
     return "its mean square is not made an inverse root that multiplies x"
 
 
-def _is_direction(monomial: Monomial, region: Region) -> bool:
-    """x / length(x), but for a factor."""
-    found = split_inverse_root(monomial)
-    return found is not None and found[0].kind == "rms" and {s for s, _ in found[1]} in ({"x"}, {"x", "count"})
+def _wrong_scale(form: Polynomial) -> str | None:
+    """A norm but for a constant factor."""
+    factors = {}
+    for monomial, coefficient in form.terms.items():
+        found = split_inverse_root(monomial)
+        symbols = {s for s, _ in found[1]} if found is not None else set()
+        moments = symbols - {"count"}
+        if found is None or moments not in ({"x"}, {"mean"}) or (found[0].kind == "rms") != (len(form.terms) == 1):
+            return None
+        factors[moments.pop()] = (found[0].kind, coefficient, "count" in symbols)
+    if "x" not in factors:
+        return None
+    kind, scale, counted = factors["x"]
+    if kind == "layer":
+        return f"it is {scale:.6g} times a LayerNorm: its variance is no mean over all channels (C - 1?)"
+    times = f"{scale:.6g}" + (" / sqrt(channels)" if counted else "")
+    return (
+        f"it is {times} times an RMSNorm: an L2 normalisation lacks the factor sqrt(channels), and other "
+        "factors do not belong to a norm"
+    )
 
 
 def _is_sum_with_root(form: Polynomial) -> bool:
@@ -81,7 +93,3 @@ def _wrong_quotient(form: Polynomial) -> str | None:
             if found.kind == "rms" and centred:
                 return "x minus its mean is divided by the root of the mean square, not by the deviation"
     return None
-
-
-def _has_inverse_root(monomial: Monomial) -> bool:
-    return split_inverse_root(monomial) is not None

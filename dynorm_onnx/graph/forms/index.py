@@ -19,6 +19,9 @@ Shape = tuple[int | None, ...]
 FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
 _SHAPE_ONLY = {"Shape", "Size"}
 _RANDOM = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial"}
+# Random, or with attributes that are too large to compare: tensors and bodies.
+_NEVER_EQUAL = _RANDOM | {"Constant", "If", "Loop", "Scan"}
+_TYPE_INPUT = {"Where": 1, "CastLike": 1, "DequantizeLinear": 1}
 _SAME_SHAPE = {"Sqrt", "Reciprocal", "Neg", "Tanh", "Sigmoid", "Relu", "Erf", "LayerNormalization"}
 
 
@@ -108,11 +111,11 @@ class GraphIndex:
         At most constants.LARGEST elements; use `is_constant` to ask about weights, whose data may
         be missing.
         """
-        if value is None:
+        if value is None or not self.is_constant(value):
             return None
         if value not in self._constants:
-            self._constants[value] = None  # for graphs that are not acyclic: never recurse twice
-            self._constants[value] = self._fold(value)
+            with np.errstate(all="ignore"):
+                self._constants[value] = self._fold(value)
         return self._constants[value]
 
     def scalar(self, value: ir.Value | None) -> float | None:
@@ -163,7 +166,7 @@ class GraphIndex:
             return None
         try:
             data = fold(node, [self.constant(i) for i in node.inputs])
-        except (ValueError, IndexError, TypeError):  # a malformed file: then it is no constant of ours
+        except (ValueError, IndexError, TypeError, ArithmeticError):  # a malformed file: then it is no constant of ours
             return None
         return data if data is None or data.size <= constants.LARGEST else None
 
@@ -206,9 +209,15 @@ class GraphIndex:
         if value is None:
             return None
         shape = value.const_value.shape if value.shape is None and value.const_value else value.shape
-        if shape is not None:
-            return tuple(d if isinstance(d, int) else None for d in shape)
+        known = None if shape is None else tuple(d if isinstance(d, int) else None for d in shape)
         node = value.producer()
+        if is_op(node, "Reshape") and node is not None and (known is None or None in known):
+            target = self._reshaped(node)
+            if known is None or target is None or len(target) != len(known):
+                return target if known is None else known
+            return tuple(t if k is None else k for k, t in zip(known, target, strict=True))
+        if known is not None:
+            return known
         if is_op(node, "Constant") and node is not None:
             data = constants.constant_node(node)
             tensor = node.attributes.get("value")
@@ -219,6 +228,23 @@ class GraphIndex:
             return self.shape(node.inputs[0])
         return None
 
+    def _reshaped(self, node: ir.Node) -> Shape | None:
+        """What a Reshape's target says of its output, also where only parts of it are constants."""
+        target = node.inputs[1] if len(node.inputs) > 1 else None
+        concat = target.producer() if target is not None else None
+        parts = list(concat.inputs) if is_op(concat, "Concat") and concat is not None else [target]
+        dims: list[int | None] = []
+        for part in parts:
+            data = self.constant(part)
+            length = self.shape(part)
+            if data is not None:
+                dims += [int(d) if d > 0 else None for d in data.flat]
+            elif length is not None and len(length) == 1 and length[0] is not None:
+                dims += [None] * length[0]
+            else:
+                return None
+        return tuple(dims)
+
     def rank(self, value: ir.Value | None) -> int | None:
         """The number of dimensions, where anything tells it."""
         shape = self.shape(value)
@@ -227,26 +253,22 @@ class GraphIndex:
         node = value.producer() if value is not None else None
         if is_op(node, "Flatten"):
             return 2
-        if is_op(node, "Reshape") and node is not None and len(node.inputs) > 1:
-            target = self.shape(node.inputs[1])
-            return target[0] if target else None
         return None
 
     def dtype(self, value: ir.Value | None) -> ir.DataType | None:
         """The element type, also where no value info says it but a Cast or an input's type does."""
+        while value is not None and value.dtype is None and value.const_value is None:
+            node = value.producer()
+            if node is None or node.domain not in ("", "ai.onnx") or node.op_type in _SHAPE_ONLY:
+                return None
+            if node.op_type == "Cast":
+                return ir.DataType(constants.integer(node, "to", 1))
+            # The operators of the finders' algebra give the type of one of their inputs.
+            place = _TYPE_INPUT.get(node.op_type, 0)
+            value = node.inputs[place] if place < len(node.inputs) else None
         if value is None:
             return None
-        if value.dtype is not None:
-            return value.dtype
-        if value.const_value is not None:
-            return value.const_value.dtype
-        node = value.producer()
-        if node is None or node.domain not in ("", "ai.onnx") or not node.inputs:
-            return None
-        if node.op_type == "Cast":
-            return ir.DataType(constants.integer(node, "to", 1))
-        # Every other operator of the finders' algebra gives the type of its first input.
-        return self.dtype(node.inputs[0])
+        return value.dtype if value.const_value is None or value.dtype is not None else value.const_value.dtype
 
     # -- sameness -------------------------------------------------------------------------------
 
@@ -287,7 +309,7 @@ class GraphIndex:
         if data is not None and data.size == 1:
             return ("scalar", float(data.item()))
         node = value.producer()
-        if node not in self._position or node is None or node.op_type in _RANDOM:
+        if node is None or node not in self._position or node.op_type in _NEVER_EQUAL:
             return ("source", id(value))
         attributes = tuple(sorted((k, str(v)) for k, v in node.attributes.items()))
         inputs = tuple(-1 if i is None else self._numbers[i] for i in node.inputs)

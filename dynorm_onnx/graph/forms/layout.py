@@ -55,18 +55,12 @@ def why_not_last_axis(index: GraphIndex, x: ir.Value) -> str | None:
         return None
     source = _before_reshapes(index, x)
     before, after = index.shape(source), index.shape(x)
-    size = after[-1] if after else _last_of_target(index, x)
+    size = after[-1] if after else None
     if size is None:
         return "its Reshape merges an unknown part of the axes, as in a GroupNormalization"
     if before is None or before[-1] is None or before[-1] % size == 0:
         return None
     return None if size in _tail_products(before) else "it normalises groups of channels and places"
-
-
-def _last_of_target(index: GraphIndex, x: ir.Value) -> int | None:
-    node = x.producer()
-    target = index.constant(node.inputs[1]) if node is not None and len(node.inputs) > 1 else None
-    return int(target[-1]) if target is not None and target.size and target[-1] > 0 else None
 
 
 def _before_reshapes(index: GraphIndex, value: ir.Value) -> ir.Value:

@@ -18,7 +18,7 @@ from dynorm_onnx.graph.forms.index import GraphIndex
 
 HALF = Fraction(1, 2)
 # Below this a lower bound on a variance or a length only guards against zero, and is no formula.
-GUARD = 1e-4
+GUARD = 1e-5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,8 @@ Operator = Callable[[Frame, ir.Node, Operands], Polynomial | None]
 def reduced_axes(index: GraphIndex, node: ir.Node) -> tuple[int, ...] | None:
     """The axes of a reduction, negative and ascending, from attribute or input.
 
-    () where they are absent (all axes); None where they are computed, or positive with rank unknown.
+    () where they are absent (all axes); None where they are computed, positive with rank unknown, or
+    beyond the rank.
     """
     axes = constants.integers(node, "axes")
     if node.op_type == "LpNormalization":
@@ -54,7 +55,7 @@ def reduced_axes(index: GraphIndex, node: ir.Node) -> tuple[int, ...] | None:
     rank = index.rank(node.inputs[0])
     if axes is None:
         return ()
-    if any(a >= 0 for a in axes) and rank is None:
+    if any(a >= 0 if rank is None else not -rank <= a < rank for a in axes):
         return None
     return tuple(sorted(a if a < 0 else a - (rank or 0) for a in axes))
 

@@ -13,7 +13,7 @@ from dynorm_onnx.graph.forms.algebra import LARGEST, Parameter, Polynomial
 from dynorm_onnx.graph.forms.index import FLOATS, GraphIndex, is_op
 from dynorm_onnx.graph.forms.operators import OPERANDS, OPERATORS, Frame
 
-NODES = 120  # a norm has a dozen; the rest are other readers of x
+NODES = 1000  # a norm has a dozen; but a context may be read, and normalised, in every layer
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,8 +18,6 @@ from dynorm_onnx.graph.norm_site import NormSite
 
 _WIDTH = {ir.DataType.BFLOAT16: 0, ir.DataType.FLOAT16: 1, ir.DataType.FLOAT: 2, ir.DataType.DOUBLE: 3}
 
-Types = Mapping[NormSite, tuple[ir.DataType, ir.DataType]]  # of x and of the canonical node
-
 
 class Lowering:
     """One run of lower(): the model, its names, and which values stand in for replaced ones."""
@@ -103,7 +101,7 @@ class Lowering:
         if self._is_function(site):
             domain, attributes = BODY_DOMAIN, {"epsilon": site.epsilon}
             op_type = add_norm_function(self.model, site.kind, self._dtypes.values())
-        node = emit.node(op_type, [x, *parameters], attributes, domain=domain, outputs=["y"])
+        node = emit.node(op_type, [x, *parameters], attributes, domain=domain, outputs=["norm"])
         node.outputs[0].shape = x.shape.copy() if x.shape is not None else None
         node.outputs[0].type = ir.TensorType(self._dtypes[site])
         return node

@@ -13,7 +13,6 @@ from dynorm_onnx.graph.norm_site import NormSite
 # Inputs and outputs as ONNX Runtime's contrib operator numbers them.
 _IDS, _SEGMENT_IDS, _WORDS, _POSITIONS, _SEGMENTS, _MASK, _POSITION_IDS = 0, 1, 2, 3, 4, 7, 8
 _MASK_INDEX, _SUM = 1, 2
-_END = np.iinfo(np.int64).max
 
 
 def lower_embedding(lowering: Lowering, site: NormSite) -> LoweredNorm:
@@ -21,7 +20,7 @@ def lower_embedding(lowering: Lowering, site: NormSite) -> LoweredNorm:
     (node,) = site.nodes
     emit = lowering.emitter(site, node)
     y = node.outputs[0]
-    total = _embedding_sum(emit, node, lowering.opset, site.dtype)
+    total = _embedding_sum(emit, node, site.dtype)
     if total.shape is None:
         total.shape = y.shape
     lowered, replacement = lowering.norm(site, emit, total, lowering.current(site.weight), lowering.current(site.bias))
@@ -34,7 +33,7 @@ def lower_embedding(lowering: Lowering, site: NormSite) -> LoweredNorm:
     return lowered
 
 
-def _embedding_sum(emit: Emitter, node: ir.Node, opset: int, dtype: ir.DataType) -> ir.Value:
+def _embedding_sum(emit: Emitter, node: ir.Node, dtype: ir.DataType) -> ir.Value:
     ids, table = node.inputs[_IDS], node.inputs[_POSITIONS]
     total = emit.op("Gather", [node.inputs[_WORDS], ids], output="words", dtype=dtype)
     position_ids = _input(node, _POSITION_IDS)
@@ -65,13 +64,10 @@ def _mask_index(emit: Emitter, node: ir.Node, opset: int) -> ir.Value:
     one = emit.initializer(np.ones([], np.int32), "mask_one")
     equal = emit.op("Equal", [mask, one], output="mask_equal", dtype=ir.DataType.BOOL)
     ones = emit.cast(equal, ir.DataType.INT32, "mask_ones")
-    inputs, attributes = [ones], {"keepdims": 0}
-    if opset >= 13:
-        return emit.op(
-            "ReduceSum", [ones, emit.integers([1], "mask_axis")], attributes,
-            output="mask_index", dtype=ir.DataType.INT32,
-        )  # fmt: skip
-    return emit.op("ReduceSum", inputs, {**attributes, "axes": [1]}, output="mask_index", dtype=ir.DataType.INT32)
+    if opset < 13:  # where the axes became an input
+        return emit.op("ReduceSum", [ones], {"keepdims": 0, "axes": [1]}, output="mask_index", dtype=ir.DataType.INT32)
+    inputs = [ones, emit.integers([1], "mask_axis")]
+    return emit.op("ReduceSum", inputs, {"keepdims": 0}, output="mask_index", dtype=ir.DataType.INT32)
 
 
 def _input(node: ir.Node, position: int) -> ir.Value | None:

@@ -1,8 +1,8 @@
-// Calls the CPU kernels directly, without ONNX Runtime, so that the sanitizers see nothing else: every instruction set
-// that this processor has, function, type and form, against the definitions in double.
+// Calls the CPU kernels directly, without ONNX Runtime, so that the sanitizers see nothing else: every
+// instruction set that this processor has, function, type and form, against the definitions in double.
 //
-//   test_kernels            shapes, unaligned and shared buffers, all values of the 16-bit types, every 4099th float32
-//   test_kernels sweep N    every Nth float32 only; N = 1 is the whole range
+//   test_kernels            shapes, unaligned and shared buffers, all values of the 16-bit types, every
+//   4099th float32 test_kernels sweep N    every Nth float32 only; N = 1 is the whole range
 //
 // Prints the largest error of each float32 kernel; exits with 1 if a bound was not kept.
 #include <algorithm>
@@ -15,6 +15,8 @@
 #include <random>
 #include <string>
 #include <vector>
+
+#include <sys/mman.h>
 
 #include "kernels.h"
 #define DYNORM_TARGET reference
@@ -65,9 +67,9 @@ int distance(T a, T b) {
     return std::abs(place(a) - place(b));
 }
 
-// Whether y is close enough to weight f(x) + bias. Beside the bound on f there are a rounding of the sum, which shows where
-// the two terms cancel, and near the smallest numbers the spacing of the type. In double, alpha x + shift may be rounded
-// once or twice: `argument` is the size of its terms.
+// Whether y is close enough to weight f(x) + bias. Beside the bound on f there are a rounding of the sum,
+// which shows where the two terms cancel, and near the smallest numbers the spacing of the type. In double,
+// alpha x + shift may be rounded once or twice: `argument` is the size of its terms.
 template <class T>
 bool close(T y, double product, double bias, double argument) {
     const double wanted = product + bias;
@@ -84,7 +86,8 @@ bool close(T y, double product, double bias, double argument) {
 }
 
 void fail(const KernelTable& table, Function function, Type type, const std::string& what) {
-    std::printf("FAILED %s %s %s: %s\n", table.name, kFunctionNames[int(function)], kTypeNames[int(type)], what.c_str());
+    std::printf("FAILED %s %s %s: %s\n", table.name, kFunctionNames[int(function)], kTypeNames[int(type)],
+                what.c_str());
     ++failures;
 }
 
@@ -115,11 +118,12 @@ struct Parameters {
 // Where y and residual go: buffers of their own, or those of the inputs in either order.
 enum class Outputs { Own, SameOrder, Crossed };
 
-// One call over [begin, end) of rows x channels elements. The buffers have exactly the elements that the kernel may touch,
-// `offset` elements after an aligned place, so that the sanitizer sees a step too far on either side.
+// One call over [begin, end) of rows x channels elements. The buffers have exactly the elements that the
+// kernel may touch, `offset` elements after an aligned place, so that the sanitizer sees a step too far on
+// either side.
 template <class T>
-void check_call(const KernelTable& table, Function function, bool skip, size_t channels, size_t rows, size_t offset,
-                bool shared, Outputs outputs, bool stream, std::mt19937& random) {
+void check_call(const KernelTable& table, Function function, bool skip, size_t channels, size_t rows,
+                size_t offset, bool shared, Outputs outputs, bool stream, std::mt19937& random) {
     const Parameters<T> parameters(channels, shared, random);
     const size_t elements = channels * rows;
     std::normal_distribution<double> normal(0, 3);
@@ -131,11 +135,20 @@ void check_call(const KernelTable& table, Function function, bool skip, size_t c
     const auto x = buffer(), s = buffer(), own_y = buffer(), own_residual = buffer();
     const std::vector<T> x_before(x.get() + offset, x.get() + offset + elements);
     const std::vector<T> s_before(s.get() + offset, s.get() + offset + elements);
-    T* const y = (outputs == Outputs::Own ? own_y : outputs == Outputs::SameOrder || !skip ? x : s).get() + offset;
-    T* const residual = (outputs == Outputs::Own ? own_residual : outputs == Outputs::SameOrder ? s : x).get() + offset;
+    T* const y = (outputs == Outputs::Own                  ? own_y
+                  : outputs == Outputs::SameOrder || !skip ? x
+                                                           : s)
+                     .get() +
+                 offset;
+    T* const residual = (outputs == Outputs::Own         ? own_residual
+                         : outputs == Outputs::SameOrder ? s
+                                                         : x)
+                            .get() +
+                        offset;
 
     const PreparedChannels prepared(function, type_of<T>(), parameters.raw(function), channels);
-    const Tensors tensors{x.get() + offset, skip ? s.get() + offset : nullptr, y, skip ? residual : nullptr, stream};
+    const Tensors tensors{x.get() + offset, skip ? s.get() + offset : nullptr, y, skip ? residual : nullptr,
+                          stream};
     const Kernel kernel = table.kernels[int(function)][int(type_of<T>())][skip];
     const size_t middle = elements / 3;  // two pieces, the second beginning inside a row
     kernel(tensors, prepared.get(), 0, middle);
@@ -169,13 +182,47 @@ void check_calls(const KernelTable& table, std::mt19937& random) {
             for (const size_t channels : {1, 2, 3, 5, 8, 15, 16, 17, 31, 33, 64, 100, 768}) {
                 for (const size_t offset : {0, 1, 3}) {
                     for (const auto outputs : {Outputs::Own, Outputs::SameOrder, Outputs::Crossed}) {
-                        check_call<T>(table, Function(function), skip, channels, 1 + random() % 4, offset, random() % 2,
-                                      outputs, random() % 2, random);
+                        check_call<T>(table, Function(function), skip, channels, 1 + random() % 4, offset,
+                                      random() % 2, outputs, random() % 2, random);
                     }
                 }
             }
         }
     }
+}
+
+// Tensors of more than 2^32 elements, of whose memory only the pages that are computed exist.
+void check_beyond_32_bits(const KernelTable& table) {
+    constexpr size_t channels = 1000,
+                     elements = (size_t(1) << 32) + 7 * channels - (size_t(1) << 32) % channels;
+    constexpr size_t bytes = elements * sizeof(Half), begin = elements - 2500;
+    const auto reserve = [] {
+        void* place =
+            mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        return place == MAP_FAILED ? nullptr : static_cast<Half*>(place);
+    };
+    Half* const x = reserve();
+    Half* const y = reserve();
+    if (!x || !y) {
+        std::printf("no address space for tensors of more than 2^32 elements: not tested\n");
+        return;
+    }
+    std::mt19937 random(3);
+    const Parameters<Half> parameters(channels, false, random);
+    const PreparedChannels prepared(Function::DyT, Type::Half, parameters.raw(Function::DyT), channels);
+    for (size_t i = begin; i < elements; ++i) x[i] = rounded<Half>(double(i % 97) / 30 - 1.6);
+    table.kernels[int(Function::DyT)][int(Type::Half)][0]({x, nullptr, y, nullptr, false}, prepared.get(),
+                                                          begin, elements);
+    for (size_t i = begin; i < elements; ++i) {
+        const size_t c = i % channels;
+        const double f = exact(Function::DyT, widen(x[i]), parameters.first[c], 0);
+        if (!close(y[i], widen(parameters.weight[c]) * f, widen(parameters.bias[c]), 0)) {
+            fail(table, Function::DyT, Type::Half, "element " + std::to_string(i));
+            break;
+        }
+    }
+    munmap(x, bytes);
+    munmap(y, bytes);
 }
 
 // All 65536 values of a 16-bit type as x, weight 1 and bias 0.
@@ -200,7 +247,8 @@ void check_all_values(const KernelTable& table) {
     }
 }
 
-// Parameters for the sweep: channel by channel over the range in which a parameter makes sense, and beyond it.
+// Parameters for the sweep: channel by channel over the range in which a parameter makes sense, and beyond
+// it.
 float sweep_parameter(Function function, size_t channel, std::mt19937& random) {
     if (channel == 0) return 1.0f;
     const bool beta = function == Function::DyISRU;
@@ -220,12 +268,13 @@ void sweep(Function function, uint64_t step) {
         second.push_back(function == Function::Derf && c % 2 ? normal(random) : 0.0f);
     }
     const bool derf = function == Function::Derf;
-    const RawParameters raw{weight.data(), bias.data(), first.data(), derf ? second.data() : nullptr, channels, channels};
+    const RawParameters raw{weight.data(), bias.data(), first.data(), derf ? second.data() : nullptr,
+                            channels,      channels};
     const PreparedChannels prepared(function, Type::Float, raw, channels);
     const auto tables = runnable_tables();
     std::vector<double> largest(tables.size(), 0.0), wanted(channels);
     uint64_t bits = 0;
-    for (uint64_t row = 0; bits < (uint64_t(1) << 32); ++row) {
+    while (bits < (uint64_t(1) << 32)) {
         for (size_t c = 0; c < channels; ++c, bits += step) {
             const uint32_t pattern = uint32_t(std::min<uint64_t>(bits, 0xffffffffu));
             x[c] = reference::bits_to_float(pattern);
@@ -237,8 +286,8 @@ void sweep(Function function, uint64_t step) {
             for (size_t c = 0; c < channels; ++c) {
                 if (!close(y[c], wanted[c], 0, 0)) {
                     char text[120];
-                    std::snprintf(text, sizeof text, "f(%a; %a, %a) = %a, not %a", double(x[c]), double(first[c]),
-                                  double(second[c]), double(y[c]), wanted[c]);
+                    std::snprintf(text, sizeof text, "f(%a; %a, %a) = %a, not %a", double(x[c]),
+                                  double(first[c]), double(second[c]), double(y[c]), wanted[c]);
                     return fail(*tables[t], function, Type::Float, text);
                 }
                 if (std::fabs(wanted[c]) > std::numeric_limits<float>::min()) {
@@ -248,8 +297,8 @@ void sweep(Function function, uint64_t step) {
         }
     }
     for (size_t t = 0; t < tables.size(); ++t) {
-        std::printf("%s %s float32: largest relative error %.2e\n", tables[t]->name, kFunctionNames[int(function)],
-                    largest[t]);
+        std::printf("%s %s float32: largest relative error %.2e\n", tables[t]->name,
+                    kFunctionNames[int(function)], largest[t]);
     }
 }
 
@@ -266,6 +315,7 @@ int main(int count, char** arguments) {
             check_calls<Half>(*table, random);
             check_calls<BFloat16>(*table, random);
             check_calls<double>(*table, random);
+            check_beyond_32_bits(*table);
             check_all_values<Half>(*table);
             check_all_values<BFloat16>(*table);
         }

@@ -1,17 +1,12 @@
-"""A: norms that are one node, or hide in one: every form, dtype and opset."""
+"""A: norms that are one node, or hide in one: every spelling, dtype and opset."""
 
 from __future__ import annotations
 
 from tests.builders.cases import FormCase
 from tests.builders.one_node_forms import FORMS
-from tests.graph.forms.checks import check_converted, check_found, every
+from tests.graph.forms.checks import check_form, every
 
 
 @every(FORMS)
-def test_found(case: FormCase, dtype: str) -> None:
-    check_found(case, dtype)
-
-
-@every(FORMS)
-def test_converted(case: FormCase, dtype: str) -> None:
-    check_converted(case, dtype)
+def test_form(case: FormCase, dtype: str) -> None:
+    check_form(case, dtype)

@@ -8,11 +8,12 @@ import onnx_ir as ir
 import pytest
 
 from tests.builders import holders
+from tests.builders.cases import FLOATS
 from tests.builders.convert import found_in, lowered, reasons
 from tests.builders.execute import run
 from tests.builders.graph import NEWEST, Graph
 from tests.builders.one_node_forms import layer_node
-from tests.builders.traps import TRAPS, Trap
+from tests.builders.traps import TRAPS, Trap, negated
 from tests.graph.forms.checks import UNCHANGED, same_outputs
 
 EVERY_TRAP = pytest.mark.parametrize(
@@ -51,9 +52,25 @@ def test_mean_outside_belongs_to_the_norm() -> None:
 
 def test_weights_that_depend_on_x_are_not_taken() -> None:
     for trap in TRAPS:
-        if trap.id.startswith("E2"):
+        if trap.id in ("E2-chain", "E2-weight-of-x", "E2-weight-of-norm", "branches"):
             _, found = found_in(trap.case().build("float32", 17).model)
             assert [site.weight for site in found.sites] == [None] * len(trap.sites), trap.id
+
+
+def test_residuals_are_no_bias() -> None:
+    for trap in TRAPS:
+        if trap.id in ("E2-residual-after", "sandwich-norm"):
+            _, found = found_in(trap.case().build("float32", 17).model)
+            assert found.sites[0].weight is not None and found.sites[0].bias is None, trap.id
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_the_other_sign(dtype: str) -> None:
+    """mean - x: a LayerNorm of weight -w, or an RMSNorm behind the mean; the outputs stay."""
+    built = Trap("negated", negated).case().build(dtype, 17)
+    model, _ = lowered(built.model)
+    after = run(ir.to_proto(model), built.feeds)
+    same_outputs(run(built.model, built.feeds), after, UNCHANGED[dtype], "negated")
 
 
 def test_weight_that_adds_an_axis_is_not_taken() -> None:

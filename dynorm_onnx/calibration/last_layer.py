@@ -1,0 +1,116 @@
+"""Fit the layer that makes the logits by minimising the KL divergence itself, which is convex in it.
+
+Least squares on logits counts every word of the vocabulary alike; what matters is the distribution.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import logging
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from dynorm_onnx.calibration.lbfgs import minimise
+from dynorm_onnx.calibration.ridge import training_and_held_out
+from dynorm_onnx.calibration.stages import Activations
+from dynorm_onnx.graph.linear import LinearLayer
+
+log = logging.getLogger(__name__)
+
+MOST_STEPS = 60
+PATIENCE = 4  # steps without a gain on held-out tokens
+WORK_LIMIT = 4e9
+"""Tokens x inputs x outputs of one evaluation; above it every n-th token is taken."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tokens:
+    """Rows: the converted model's features (a one behind, for the bias), the original's log-probabilities."""
+
+    features: np.ndarray  # [tokens, K + 1] float32
+    log_p: np.ndarray  # [tokens, V] float32
+
+    def kl(self, weights: np.ndarray) -> float:
+        """Mean KL(original || converted), nats."""
+        log_q = log_softmax(self.features @ weights)
+        return float(np.mean(np.sum(np.exp(self.log_p) * (self.log_p - log_q), -1, dtype=np.float64)))
+
+    def kl_and_gradient(self, weights: np.ndarray) -> tuple[float, np.ndarray]:
+        """Mean KL and its gradient, [K + 1, V]."""
+        log_q = log_softmax(self.features @ weights)
+        p = np.exp(self.log_p)
+        value = float(np.mean(np.sum(p * (self.log_p - log_q), -1, dtype=np.float64)))
+        gradient = self.features.T @ (np.exp(log_q) - p)
+        return value, gradient.astype(np.float64) / len(p)
+
+
+def fit_logits_layer(
+    layer: LinearLayer, start: np.ndarray, activations: Callable[[], Iterator[Activations]]
+) -> np.ndarray | None:
+    """Weights [K, V] (and a last row for the bias, if the layer has one) of least KL, or None.
+
+    `start` [K (+ 1), V] is where the search begins. None where held-out tokens gain nothing.
+    """
+    every = max(1, round(_tokens(activations, layer) * layer.inputs * layer.outputs / WORK_LIMIT))
+    training, held_out = _collect(layer, activations, every)
+    has_bias = layer.bias is not None
+    best, best_kl, since = None, held_out.kl(_full(start, has_bias)), 0
+    first = best_kl
+
+    def objective(weights: np.ndarray) -> tuple[float, np.ndarray]:
+        value, gradient = training.kl_and_gradient(_full(weights, has_bias))
+        return value, gradient[: len(weights)]
+
+    for weights in itertools.islice(minimise(objective, start.astype(np.float64)), MOST_STEPS):
+        kl = held_out.kl(_full(weights, has_bias))
+        if kl < best_kl:
+            best, best_kl, since = weights, kl, 0
+        else:
+            since += 1
+        if since == PATIENCE:
+            break
+    log.info("%s: held-out KL %.4f -> %.4f", layer.name, first, best_kl)
+    return best
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Over the last axis, in the type of the logits."""
+    shifted = logits - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+def _full(weights: np.ndarray, has_bias: bool) -> np.ndarray:
+    """float32, with a row of zeros for the bias of a layer without."""
+    wide = weights.astype(np.float32)
+    return wide if has_bias else np.vstack([wide, np.zeros((1, wide.shape[1]), np.float32)])
+
+
+def _tokens(activations: Callable[[], Iterator[Activations]], layer: LinearLayer) -> int:
+    return sum(batch.converted[str(layer.x.name)].size // layer.inputs for batch in activations())
+
+
+def _collect(
+    layer: LinearLayer, activations: Callable[[], Iterator[Activations]], every: int
+) -> tuple[_Tokens, _Tokens]:
+    """(tokens to fit on, tokens to stop by)."""
+    x = str(layer.x.name)
+    weights = np.vstack([layer.matrix(), layer.offset()]).astype(np.float32)
+    parts: tuple[list[_Tokens], list[_Tokens]] = ([], [])
+    for batch in activations():
+        original, converted = (_with_one(values[x], every) for values in (batch.original, batch.converted))
+        usable = np.isfinite(original).all(1) & np.isfinite(converted).all(1)
+        features, log_p = converted[usable], log_softmax(original[usable] @ weights)
+        for part, rows in zip(parts, training_and_held_out(len(features)), strict=True):
+            part.append(_Tokens(features[rows], log_p[rows]))
+    return _joined(parts[0]), _joined(parts[1])
+
+
+def _with_one(x: np.ndarray, every: int) -> np.ndarray:
+    rows = np.asarray(x, np.float32).reshape(-1, x.shape[-1])[::every]
+    return np.hstack([rows, np.ones((len(rows), 1), np.float32)])
+
+
+def _joined(parts: Sequence[_Tokens]) -> _Tokens:
+    return _Tokens(np.concatenate([p.features for p in parts]), np.concatenate([p.log_p for p in parts]))

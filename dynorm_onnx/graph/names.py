@@ -1,0 +1,66 @@
+"""Names of norms: those of the modules they were, as their weights still tell, so that patterns select them."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from dynorm_onnx.graph.forms.index import GraphIndex, is_op
+from dynorm_onnx.graph.norm_site import NearMiss, NormSite, Refusal, SitesFound
+
+# "model.layers.0.norm.weight" of PyTorch, "model/block_0/norm/gamma/read:0" of TensorFlow and Keras.
+_OF_MODULE = re.compile(r"(.+)[./](?:weight|gamma|scale)(?:/read|/ReadVariableOp)?(?::0)?", re.IGNORECASE)
+_PREPARATIONS = {"Cast", "Identity", "Transpose", "Reshape", "Unsqueeze", "Squeeze", "Flatten"}
+_PREPARATIONS |= {"DequantizeLinear"}
+
+
+def with_names(
+    index: GraphIndex, sites: Sequence[NormSite], refused: Sequence[Refusal], near_misses: Sequence[NearMiss]
+) -> SitesFound:
+    """The findings, every name once.
+
+    A site is called after the module that its weight belongs to, if no other site has the same weight
+    (exporters merge equal weights); else it keeps its name. A name that is taken gets a number.
+    """
+    modules = [_module(index, site.weight) for site in sites]
+    times = Counter(modules)
+    names = [m if m and times[m] == 1 else site.name for m, site in zip(modules, sites, strict=True)]
+    unique = _Unique()
+    return SitesFound(
+        tuple(dataclasses.replace(s, name=unique(n)) for n, s in zip(names, sites, strict=True)),
+        tuple(dataclasses.replace(r, name=unique(r.name)) for r in refused),
+        tuple(dataclasses.replace(n, name=unique(n.name)) for n in near_misses),
+    )
+
+
+def _module(index: GraphIndex, weight: ir.Value | None) -> str | None:
+    """The path of the module that a weight belongs to, where its name is such a path."""
+    while weight is not None and not weight.is_initializer():
+        node = weight.producer()
+        if is_op(node, "Add", "Mul") and node is not None:  # (1 + w)
+            weight = next((i for i in node.inputs if i is not None and index.scalar(i) is None), None)
+        elif is_op(node, *_PREPARATIONS) and node is not None:
+            weight = node.inputs[0]
+        else:
+            break
+    found = _OF_MODULE.fullmatch(weight.name) if weight is not None and weight.name else None
+    return None if found is None else found[1]
+
+
+class _Unique:
+    """Gives each name once; a repeated name gets a number."""
+
+    def __init__(self) -> None:
+        self._given: set[str] = set()
+
+    def __call__(self, name: str) -> str:
+        unique, count = name, 1
+        while unique in self._given:
+            count += 1
+            unique = f"{name}_{count}"
+        self._given.add(unique)
+        return unique

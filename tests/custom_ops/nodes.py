@@ -1,0 +1,149 @@
+"""Small models of dynorm nodes, with and without function bodies, for the tests of the custom-op library."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import ml_dtypes
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from dynorm_onnx.functions import DOMAIN, DOMAIN_VERSION, REGISTRY, Function, onnx_function
+
+OPSET = 18
+IR_VERSION = 9
+NUMPY_TYPE = {
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "double": np.dtype(np.float64),
+}
+ONNX_TYPE = {
+    "float32": TensorProto.FLOAT,
+    "float16": TensorProto.FLOAT16,
+    "bfloat16": TensorProto.BFLOAT16,
+    "double": TensorProto.DOUBLE,
+}
+FORMS = [(function.name, skip) for function in REGISTRY.values() for skip in (False, True)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Node:
+    """One dynorm node: the function's name on the command line, its form, its type and its parameters' shape."""
+
+    function: str
+    skip: bool = False
+    dtype: str = "float32"
+    channels: int = 48
+    parameter_size: int = 1
+
+    @property
+    def kind(self) -> Function:
+        return REGISTRY[self.function]
+
+    @property
+    def op_type(self) -> str:
+        return self.kind.skip_op_type if self.skip else self.kind.op_type
+
+    @property
+    def outer_type(self) -> str:
+        """The type of the model's inputs and outputs, which numpy must know."""
+        return "double" if self.dtype == "double" else "float32"
+
+    def parameters(self) -> dict[str, np.ndarray]:
+        """weight and bias [C] of the node's type, then the function's own parameters in float32."""
+        random = np.random.default_rng(3)
+        dtype = NUMPY_TYPE[self.dtype]
+        values = {name: random.normal(size=self.channels).astype(dtype) for name in ("weight", "bias")}
+        for name in self.kind.parameter_names:
+            values[name] = random.uniform(0.3, 2.0, size=self.parameter_size).astype(np.float32)
+        return values
+
+    def feeds(self, *leading: int) -> dict[str, np.ndarray]:
+        """x (and skip) [*leading, C], on the grid of the node's type but in the model's outer type."""
+        random = np.random.default_rng(5)
+        names = ("x", "skip") if self.skip else ("x",)
+        return {name: self.rounded(3 * random.normal(size=(*leading, self.channels))) for name in names}
+
+    def rounded(self, values: np.ndarray) -> np.ndarray:
+        """Values of the node's type, in the model's outer type."""
+        return values.astype(NUMPY_TYPE[self.dtype]).astype(NUMPY_TYPE[self.outer_type])
+
+    def expected(self, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+        """Y (and residual) in float64, by the definition."""
+        x = feeds["x"]
+        if self.skip:
+            x = self.rounded(x + feeds["skip"])
+        y = self.kind.reference(x, **{name: value.astype(np.float64) for name, value in self.parameters().items()})
+        return [y, x.astype(np.float64)] if self.skip else [y]
+
+
+def model_of(
+    node: Node,
+    *,
+    with_body: bool = False,
+    shape: tuple[int | str | None, ...] | None = None,
+    constants: bool = True,
+) -> onnx.ModelProto:
+    """A model of this node alone, between casts from and to a type that numpy has.
+
+    Args:
+        node: what to build.
+        with_body: carry the function body, so that the model also runs without the library.
+        shape: the declared shape of x and skip; two symbolic axes and the channels where it is None.
+        constants: the parameters are initializers; otherwise they are inputs of the model.
+    """
+    outer, inner = ONNX_TYPE[node.outer_type], ONNX_TYPE[node.dtype]
+    shape = shape or ("batch", "sequence", node.channels)
+    streams = ["x", "skip"] if node.skip else ["x"]
+    results = ["y", "residual"] if node.skip else ["y"]
+    parameters = node.parameters()
+    inputs = [helper.make_tensor_value_info(name, outer, shape) for name in streams]
+    if not constants:
+        inputs += [
+            helper.make_tensor_value_info(
+                name, inner if name in ("weight", "bias") else TensorProto.FLOAT, [f"{name}_size"]
+            )
+            for name in parameters
+        ]
+    graph = helper.make_graph(
+        [
+            *(helper.make_node("Cast", [name], [f"{name}_inner"], to=inner) for name in streams),
+            helper.make_node(
+                node.op_type,
+                [*(f"{name}_inner" for name in streams), *parameters],
+                [f"{name}_inner" for name in results],
+                domain=DOMAIN,
+            ),
+            *(helper.make_node("Cast", [f"{name}_inner"], [name], to=outer) for name in results),
+        ],
+        "one_node",
+        inputs,
+        [helper.make_tensor_value_info(name, outer, None) for name in results],
+        [numpy_helper.from_array(value, name) for name, value in parameters.items()] if constants else [],
+    )
+    functions = [onnx_function(node.kind, OPSET, inner, skip=node.skip)] if with_body else []
+    imports = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, DOMAIN_VERSION)]
+    return helper.make_model(graph, functions=functions, opset_imports=imports, ir_version=IR_VERSION)
+
+
+def chain_of(node: Node, length: int) -> onnx.ModelProto:
+    """`length` Skip nodes in a row: each takes the last Y as skip and the last residual as X; float32."""
+    assert node.skip and node.dtype == "float32"
+    parameters = node.parameters()
+    stream, last, nodes = "x", "skip", []
+    for i in range(length):
+        y, residual = (f"y{i}", f"residual{i}") if i < length - 1 else ("y", "residual")
+        nodes.append(helper.make_node(node.op_type, [stream, last, *parameters], [y, residual], domain=DOMAIN))
+        stream, last = residual, y
+    shape = ["batch", "sequence", node.channels]
+    graph = helper.make_graph(
+        nodes,
+        "chain",
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("x", "skip")],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("y", "residual")],
+        [numpy_helper.from_array(value, name) for name, value in parameters.items()],
+    )
+    imports = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, DOMAIN_VERSION)]
+    return helper.make_model(graph, opset_imports=imports, ir_version=IR_VERSION)

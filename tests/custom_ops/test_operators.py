@@ -1,0 +1,164 @@
+"""The six operators in ONNX Runtime on the CPU: against their definitions, and against their function bodies."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper
+
+from dynorm_onnx import custom_ops
+from tests.custom_ops.nodes import FORMS, NUMPY_TYPE, Node, chain_of, model_of
+from tests.tolerances import TOLERANCE, relative_error
+
+CPU = ["CPUExecutionProvider"]
+
+
+def session_of(model: onnx.ModelProto, *, kernels: bool = True) -> ort.InferenceSession:
+    """A session with the library, or by the function bodies alone; nodes without a body need the library."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    if kernels:
+        custom_ops.register(options)
+    return ort.InferenceSession(model.SerializeToString(), options, providers=CPU)
+
+
+def check(node: Node, outputs: list[np.ndarray], feeds: dict[str, np.ndarray]) -> None:
+    expected = node.expected(feeds)
+    assert relative_error(outputs[0], expected[0]) < TOLERANCE[node.dtype]
+    if node.skip:
+        np.testing.assert_array_equal(outputs[1], expected[1])
+
+
+def test_the_library_is_installed() -> None:
+    assert custom_ops.library_path() is not None
+    assert custom_ops.library_providers()[0] == CPU[0]
+
+
+@pytest.mark.parametrize("dtype", NUMPY_TYPE)
+@pytest.mark.parametrize(("function", "skip"), FORMS)
+@pytest.mark.parametrize("channels", [7, 64, 100])
+@pytest.mark.parametrize("one_parameter", [True, False])
+def test_agrees_with_its_definition(function: str, skip: bool, dtype: str, channels: int, one_parameter: bool) -> None:
+    node = Node(function, skip, dtype, channels, 1 if one_parameter else channels)
+    feeds = node.feeds(3, 5)
+    check(node, session_of(model_of(node)).run(None, feeds), feeds)
+
+
+@pytest.mark.parametrize("dtype", NUMPY_TYPE)
+@pytest.mark.parametrize(("function", "skip"), FORMS)
+def test_one_file_with_and_without_the_library(function: str, skip: bool, dtype: str) -> None:
+    node = Node(function, skip, dtype)
+    model, feeds = model_of(node, with_body=True), node.feeds(2, 9)
+    with_kernels = session_of(model).run(None, feeds)
+    by_body = session_of(model, kernels=False).run(None, feeds)
+    for fused, inlined in zip(with_kernels, by_body, strict=True):
+        assert relative_error(fused, inlined) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize(("function", "skip"), FORMS)
+@pytest.mark.parametrize("leading", [(), (1,), (2, 3, 4), (0,), (3, 0), (1, 700)])
+def test_any_shape(function: str, skip: bool, leading: tuple[int, ...]) -> None:
+    node = Node(function, skip)
+    shape: tuple[int | str | None, ...] = (*(f"axis{i}" for i in range(len(leading))), node.channels)
+    feeds = node.feeds(*leading)
+    outputs = session_of(model_of(node, shape=shape)).run(None, feeds)
+    assert outputs[0].shape == feeds["x"].shape
+    check(node, outputs, feeds)
+
+
+@pytest.mark.parametrize(("function", "skip"), FORMS)
+def test_parameters_computed_in_the_model(function: str, skip: bool) -> None:
+    node = Node(function, skip, parameter_size=48)
+    feeds = node.feeds(4, 4)
+    outputs = session_of(model_of(node, constants=False)).run(None, feeds | node.parameters())
+    check(node, outputs, feeds)
+
+
+@pytest.mark.parametrize("function", ["dyisru", "dyt", "derf"])
+def test_chains_share_buffers_safely(function: str) -> None:
+    """Twelve Skip nodes on large tensors, where threads run and a node may write over what it read, give the bits that
+    the nodes give one by one."""
+    node = Node(function, skip=True, channels=256)
+    feeds = node.feeds(8, 64)
+    alone = session_of(model_of(node))
+    y, residual = feeds["skip"], feeds["x"]
+    for _ in range(12):
+        y, residual = alone.run(None, {"x": residual, "skip": y})
+    outputs = session_of(chain_of(node, 12)).run(None, feeds)
+    np.testing.assert_array_equal(outputs[0], y)
+    np.testing.assert_array_equal(outputs[1], residual)
+
+
+@pytest.mark.parametrize(
+    ("changed", "size", "words"),
+    [
+        ("weight", 5, ("weight has shape [5]", "X")),
+        ("bias", 5, ("bias has shape [5]", "weight has shape [48]")),
+        ("shift", 7, ("shift has shape [7]", "weight has shape [48]")),
+    ],
+)
+def test_wrong_parameter_shapes_are_named(changed: str, size: int, words: tuple[str, ...]) -> None:
+    node = Node("derf")
+    parameters = node.parameters() | {changed: np.ones(size, np.float32)}
+    if changed == "weight":
+        parameters["bias"] = np.ones(size, np.float32)
+        words = ("X has shape [2, 3, 48]", "weight has shape [5]")
+    session = session_of(model_of(node, constants=False))
+    with pytest.raises(Exception, match="dynorm::Derf") as caught:
+        session.run(None, node.feeds(2, 3) | parameters)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_skip_must_have_the_shape_of_x() -> None:
+    node = Node("dyt", skip=True)
+    feeds = node.feeds(2, 3)
+    feeds["skip"] = feeds["skip"][:1]
+    with pytest.raises(Exception, match="dynorm::SkipDyT") as caught:
+        session_of(model_of(node)).run(None, feeds)
+    assert "skip has shape [1, 3, 48]" in str(caught.value)
+    assert "X has shape [2, 3, 48]" in str(caught.value)
+
+
+@pytest.mark.parametrize("shape", [("batch", "sequence", 48), (2, "sequence", 48), (4, 5, 48)])
+@pytest.mark.parametrize(("function", "skip"), FORMS)
+def test_shapes_are_known_behind_the_node(function: str, skip: bool, shape: tuple[int | str, ...]) -> None:
+    session = session_of(model_of(Node(function, skip), shape=shape))
+    for output in session.get_outputs():
+        assert tuple(output.shape) == shape
+
+
+def test_an_axis_without_a_name_keeps_the_others_known() -> None:
+    session = session_of(model_of(Node("dyt"), shape=(None, "sequence", 48)))
+    first, *rest = session.get_outputs()[0].shape
+    assert rest == ["sequence", 48]
+    assert not isinstance(first, int)
+
+
+def test_a_shape_that_is_not_known_stays_unknown() -> None:
+    model = model_of(Node("dyt"))
+    model.graph.input[0].type.tensor_type.ClearField("shape")
+    node = Node("dyt")
+    feeds = node.feeds(2, 2)
+    check(node, session_of(model).run(None, feeds), feeds)
+
+
+def test_infinities_nan_and_the_largest_floats() -> None:
+    node = Node("dyisru", channels=8)
+    x = np.array([[np.inf, -np.inf, np.nan, 3e38, -3e38, 1e-45, 0.0, -1e20]], np.float32)
+    parameters = node.parameters()
+    weight, bias = (np.float64(parameters[name]) for name in ("weight", "bias"))
+    (y,) = session_of(model_of(node, shape=(1, 8))).run(None, {"x": x})
+    limits = weight * np.array([1, -1, np.nan, 1, -1, 0, 0, -1]) + bias
+    np.testing.assert_allclose(y[0], limits, rtol=1e-6)
+
+
+def test_types_must_agree() -> None:
+    """A weight of another type than X is refused when the model is loaded."""
+    model = model_of(Node("dyt"))
+    weight = next(value for value in model.graph.initializer if value.name == "weight")
+    weight.CopyFrom(helper.make_tensor("weight", TensorProto.DOUBLE, [48], np.ones(48)))
+    with pytest.raises(Exception, match="DyT"):
+        session_of(model)

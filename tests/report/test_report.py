@@ -1,0 +1,63 @@
+"""The report in its two forms, from a real dry run and from a real conversion."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from dynorm_onnx import convert_model
+from dynorm_onnx.report import Report, print_report
+from dynorm_onnx.report.console import MOST_ROWS
+from tests.shipped import MODEL, NORMS, TEXT
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    output = tmp_path_factory.mktemp("report") / "out.onnx"
+    return convert_model(MODEL, output=output, data=TEXT, samples=6, max_length=32, keep="model.norm")
+
+
+def printed(report: Report) -> str:
+    console = Console(file=io.StringIO(), width=120)
+    print_report(report, console)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_json_holds_only_plain_values(report: Report) -> None:
+    again = json.loads(json.dumps(report.as_dict(), allow_nan=False))
+    assert again["model"] == str(MODEL)
+    assert [site["status"] for site in again["sites"]].count("kept") == 1
+    spread = again["sites"][0]["parameters"]["beta"]
+    assert 0 < spread["min"] <= spread["median"] <= spread["max"]
+    assert {row["variant"] for row in again["timing"]} >= {"original", "original-fused", "converted"}
+    assert set(again["seconds"]) == {"find", "data", "calibrate", "rewrite", "validate", "time", "save"}
+    assert again["peak_memory_mib"] > 50
+    assert again["changed_initializers"]
+
+
+def test_the_console_shows_what_a_person_asks_for(report: Report) -> None:
+    text = printed(report)
+    for part in (
+        f"{NORMS} norms",
+        "1 kept",
+        "--keep model.norm",
+        "next-token loss",
+        "original-fused",
+        str(report.output),
+        "held_out.txt",
+    ):
+        assert part in text.replace("\n", ""), part
+
+
+def test_a_thousand_sites_stay_readable(report: Report) -> None:
+    import dataclasses
+
+    many = dataclasses.replace(report, sites=report.sites * 120)
+    text = printed(many)
+    assert f"... {120 * NORMS - MOST_ROWS} more ..." in text
+    assert len(text.splitlines()) < MOST_ROWS + 80
+    assert Path(str(report.output)).name in text

@@ -1,0 +1,121 @@
+"""Whole conversions of the shipped model: what comes out runs, is what the report says, and is good."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from dynorm_onnx import convert_model, session
+from dynorm_onnx.errors import BoundError, NoSiteError, UsageError
+from dynorm_onnx.functions import FUNCTIONS, REGISTRY
+from dynorm_onnx.runtime.session import make_session
+from tests.shipped import MODEL, NORMS, TEXT
+from tests.tolerances import relative_error
+
+QUICK = {"data": TEXT, "samples": 12, "max_length": 64, "time": False}
+
+
+def tokens(seed: int = 0) -> dict[str, np.ndarray]:
+    return {"input_ids": np.random.default_rng(seed).integers(0, 256, (2, 40))}
+
+
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.name)
+def test_every_norm_becomes_one_node(function, tmp_path: Path) -> None:
+    output = tmp_path / "converted.onnx"
+    report = convert_model(MODEL, to=function.name, output=output, method="fit", **QUICK)
+    model = onnx.load(output)
+    onnx.checker.check_model(model, full_check=True)
+    counts = Counter(node.op_type for node in model.graph.node if node.domain == "dynorm")
+    assert counts == {function.op_type: 1, function.skip_op_type: NORMS - 1}  # the first reads the embedding
+    assert not [node for node in model.graph.node if node.op_type in ("ReduceMean", "RMSNormalization")]
+    assert {f.name for f in model.functions} == {function.op_type, function.skip_op_type}
+    assert [site.status for site in report.sites] == ["converted"] * NORMS
+    logits = session(output).run(None, tokens())[0]
+    assert np.all(np.isfinite(logits))
+
+
+def test_rmsnorm_changes_nothing(tmp_path: Path) -> None:
+    output = tmp_path / "exact.onnx"
+    report = convert_model(MODEL, to="rmsnorm", output=output, **QUICK)
+    before, after = (make_session(path).run(None, tokens())[0] for path in (MODEL, output))
+    assert relative_error(after, before) < 1e-5
+    assert report.validation is not None and report.validation.quality is not None
+    assert report.validation.quality.kl_mean < 1e-9
+
+
+def test_what_is_reported_is_what_is_in_the_file(tmp_path: Path) -> None:
+    output = tmp_path / "converted.onnx"
+    report = convert_model(MODEL, output=output, method="fit", **QUICK)
+    arrays = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(output).graph.initializer}
+    for site in report.sites:
+        assert site.parameters is not None
+        beta = arrays[f"{site.name}.dyisru.beta"]
+        np.testing.assert_allclose(beta, site.parameters.scalars["beta"], rtol=1e-6)
+        assert np.all(beta > 0) and beta.dtype == np.float32
+
+
+def test_kept_norms_stay_exact(tmp_path: Path) -> None:
+    output = tmp_path / "converted.onnx"
+    report = convert_model(MODEL, output=output, keep=["*layers.0*", "model.norm"], **QUICK)
+    kept = [site for site in report.sites if site.status == "kept"]
+    assert [site.name for site in kept] == [
+        "model.layers.0.input_layernorm",
+        "model.layers.0.post_attention_layernorm",
+        "model.norm",
+    ]
+    assert kept[-1].reason == "--keep model.norm"
+    replaced = [node for node in onnx.load(output).graph.node if node.domain == "dynorm"]
+    assert len(replaced) == NORMS - 3
+
+
+def test_reconstruction_is_better_than_the_fit_alone(tmp_path: Path) -> None:
+    knobs = {"data": TEXT, "samples": 60, "max_length": 128, "time": False}
+    quality = {}
+    for method in ("fit", "reconstruct"):
+        report = convert_model(MODEL, output=tmp_path / f"{method}.onnx", method=method, **knobs)
+        assert report.validation is not None and report.validation.quality is not None
+        quality[method] = report.validation.quality
+        assert bool(report.changed_initializers) == (method == "reconstruct")
+    assert quality["reconstruct"].kl_mean < 0.6 * quality["fit"].kl_mean
+    assert quality["reconstruct"].top1_agreement > quality["fit"].top1_agreement
+
+
+def test_the_same_seed_gives_the_same_file(tmp_path: Path) -> None:
+    for name in ("a.onnx", "b.onnx"):
+        convert_model(MODEL, output=tmp_path / name, validate=False, **QUICK)
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+
+
+def test_a_dry_run_lists_and_writes_nothing(tmp_path: Path) -> None:
+    output = tmp_path / "converted.onnx"
+    report = convert_model(MODEL, output=output, dry_run=True)
+    assert [site.status for site in report.sites] == ["found"] * NORMS
+    assert report.output is None and not output.exists()
+
+
+def test_a_bound_that_nothing_meets_writes_nothing(tmp_path: Path) -> None:
+    output = tmp_path / "converted.onnx"
+    with pytest.raises(BoundError, match="1e-12"):
+        convert_model(MODEL, output=output, max_kl=1e-12, method="fit", **QUICK)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_without_norms_is_told_so(tmp_path: Path) -> None:
+    path = tmp_path / "plain.onnx"
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 18]> g (float[2, 3] x) => (float[2, 3] y) { y = Relu(x) }'
+    )
+    onnx.save(model, path)
+    with pytest.raises(NoSiteError, match="no norm"):
+        convert_model(path)
+
+
+def test_unknown_arguments_and_targets_are_named() -> None:
+    with pytest.raises(UsageError, match="'samplse'"):
+        convert_model(MODEL, samplse=3)
+    with pytest.raises(UsageError, match=f"'relu' is not one of {', '.join(REGISTRY)}"):
+        convert_model(MODEL, to="relu")
