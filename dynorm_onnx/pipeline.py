@@ -143,8 +143,8 @@ def _validate(
 ) -> Validation | None:
     if data is None:
         return None
-    sessions = [make_session(model, provider=config.provider) for model in (config.model, converted)]
-    return validate(*sessions, data.validation[:batches], vocabulary=data.vocabulary)
+    before, after = (make_session(model, provider=config.provider) for model in (config.model, converted))
+    return validate(before, after, data.validation[:batches], vocabulary=data.vocabulary)
 
 
 def _excess(config: ConvertConfig, validation: Validation | None) -> float:

@@ -45,8 +45,11 @@ class _Line:
     error: np.ndarray
 
 
-def fit(function: Function, moments: Moments, extent: Range) -> Fit:
-    """The parameters, one of each per channel, that minimise the squared error to the target."""
+def fit(function: Function, moments: Moments, extent: Range, steeper: float = 1.0) -> Fit:
+    """The parameters, one of each per channel, that minimise the squared error to the target.
+
+    The steepness found is multiplied by `steeper`, and weight and bias are those of least error then.
+    """
     used = extent.largest > 0
     largest = np.where(used, extent.largest, 1.0)
     x = moments.bin_means
@@ -57,6 +60,7 @@ def fit(function: Function, moments: Moments, extent: Range) -> Fit:
         return _least_squares(function.core(x, **wide), moments)
 
     log_steepness, shift = _search(line, len(largest), has_shift=function.has_shift)
+    log_steepness = log_steepness + np.log(steeper)
     best = line(log_steepness, shift)
     scalars = function.from_steepness(np.exp(log_steepness) / largest, shift)
     per_channel = np.sqrt(best.error / np.maximum(moments.target_squares, np.finfo(float).tiny))

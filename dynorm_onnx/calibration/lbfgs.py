@@ -44,9 +44,7 @@ def minimise(objective: Objective, start: np.ndarray) -> Iterator[np.ndarray]:
         yield x
 
 
-def _times_inverse_hessian(
-    gradient: np.ndarray, pairs: deque[tuple[np.ndarray, np.ndarray, float]]
-) -> np.ndarray:
+def _times_inverse_hessian(gradient: np.ndarray, pairs: deque[tuple[np.ndarray, np.ndarray, float]]) -> np.ndarray:
     """The two-loop recursion."""
     result = gradient.copy()
     weights = []

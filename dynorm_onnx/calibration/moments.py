@@ -34,9 +34,7 @@ class Range:
 
     def merge(self, other: Range) -> Range:
         """The range of the joined data."""
-        return Range(
-            np.maximum(self.largest, other.largest), self.squares + other.squares, self.tokens + other.tokens
-        )
+        return Range(np.maximum(self.largest, other.largest), self.squares + other.squares, self.tokens + other.tokens)
 
     @property
     def rms(self) -> np.ndarray:
@@ -52,7 +50,7 @@ class Moments:
     were made for the same Range.
     """
 
-    count: np.ndarray
+    count: np.ndarray  # sums of the tokens' weights
     sum_x: np.ndarray
     sum_target: np.ndarray
     target_squares: np.ndarray  # [C]
@@ -72,38 +70,35 @@ class Moments:
         return np.divide(self.sum_x, self.count, out=np.zeros_like(self.sum_x), where=self.count > 0)
 
 
-def moments_of(x: np.ndarray, target: np.ndarray, extent: Range) -> Moments:
+def moments_of(x: np.ndarray, target: np.ndarray, extent: Range, weights: np.ndarray | None = None) -> Moments:
     """The moments of one batch: x and target [..., C], `extent` the Range of all batches together.
 
-    Tokens with a value that is not finite, in x or target, are left out.
+    `weights` [rows] says how much each row of the flattened x counts, by default 1. Tokens with a value
+    that is not finite, in x or target, are left out.
     """
     channels = x.shape[-1]
-    rows, wanted = _finite_pairs(x, target)
+    rows, wanted = (np.asarray(array, np.float64).reshape(-1, channels) for array in (x, target))
+    counts = np.ones(len(rows)) if weights is None else weights.astype(np.float64)
+    usable = np.isfinite(rows).all(1) & np.isfinite(wanted).all(1) & (counts > 0)
+    if not usable.all():
+        rows, wanted, counts = rows[usable], wanted[usable], counts[usable]
     scale, half_width = _scale(extent)
     unit = np.arcsinh(rows / scale) / half_width  # in [-1, 1]
     bins = np.clip(((unit + 1) * (BINS / 2)).astype(np.int64), 0, BINS - 1)
     bins += np.arange(channels) * BINS
     flat = bins.ravel()
 
-    def per_bin(weights: np.ndarray | None) -> np.ndarray:
-        return np.bincount(flat, weights, channels * BINS).reshape(channels, BINS).astype(np.float64)
+    def per_bin(values: np.ndarray) -> np.ndarray:
+        weighted = np.broadcast_to(counts[:, None] * values, rows.shape)
+        return np.bincount(flat, weighted.ravel(), channels * BINS).reshape(channels, BINS)
 
-    return Moments(
-        per_bin(None), per_bin(rows.ravel()), per_bin(wanted.ravel()), np.square(wanted).sum(0)
-    )
+    return Moments(per_bin(np.ones(1)), per_bin(rows), per_bin(wanted), counts @ np.square(wanted))
 
 
 def finite_rows(x: np.ndarray) -> np.ndarray:
     """x [..., C] as [tokens, C] float64 without the tokens that hold infinities or NaN."""
     rows = np.asarray(x, np.float64).reshape(-1, x.shape[-1])
     return rows[np.isfinite(rows).all(1)]
-
-
-def _finite_pairs(x: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    rows = np.asarray(x, np.float64).reshape(-1, x.shape[-1])
-    wanted = np.asarray(target, np.float64).reshape(rows.shape)
-    usable = np.isfinite(rows).all(1) & np.isfinite(wanted).all(1)
-    return (rows, wanted) if usable.all() else (rows[usable], wanted[usable])
 
 
 def _scale(extent: Range) -> tuple[np.ndarray, np.ndarray]:

@@ -13,11 +13,18 @@ from dynorm_onnx.calibration.fit import Fit, fit
 from dynorm_onnx.calibration.moments import Moments, Range, moments_of
 from dynorm_onnx.calibration.plan import SolvePoint
 from dynorm_onnx.calibration.stages import Activations, StageRunner
+from dynorm_onnx.calibration.weights import row_weights, weights_of_batches
 from dynorm_onnx.functions import Function
 from dynorm_onnx.graph.lower import LoweredNorm
 from dynorm_onnx.graph.model_io import clone
 from dynorm_onnx.graph.rewrite import replace
 from dynorm_onnx.runtime.arrays import Feeds
+
+STEEPER = 2.5
+"""Steepness relative to that of least squared error. A norm takes no notice of its input's length; a
+function of single channels does, the less the more it saturates. Least squares sees one norm at a time
+and chooses nearly straight lines, through which an error in length runs on and grows from layer to layer
+(docs/quality.md has the measurements)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +51,8 @@ def calibrate_norms(
     by_output = {str(norm.y.name): norm for norm in norms}
     points = [norm_point(norm) for norm in norms]
     fits: dict[str, Fit] = {}
-    with StageRunner(lowered, converted, points, batches) as runner:
+    weights = weights_of_batches(lowered, batches)
+    with StageRunner(lowered, converted, points, batches, token_weights=weights) as runner:
         for point in runner.points(progress):
             norm = by_output[point.name]
             fits[norm.site_name] = solve_norm(norm, function, runner.activations)
@@ -58,17 +66,20 @@ def norm_point(norm: LoweredNorm) -> SolvePoint:
     return SolvePoint(y, (norm.node,), original=(y,), converted=(x,))
 
 
-def solve_norm(
-    norm: LoweredNorm, function: Function, activations: Callable[[], Iterator[Activations]]
-) -> Fit:
+def solve_norm(norm: LoweredNorm, function: Function, activations: Callable[[], Iterator[Activations]]) -> Fit:
     """The fit of one norm over all batches, in two passes: the range of x, then its moments."""
     x, y = str(norm.x.name), str(norm.y.name)
     extent = functools.reduce(Range.merge, (Range.of(batch.converted[x]) for batch in activations()))
     moments = functools.reduce(
         Moments.merge,
-        (moments_of(batch.converted[x], batch.original[y], extent) for batch in activations()),
+        (
+            moments_of(
+                batch.converted[x], batch.original[y], extent, row_weights(batch.token_weights, batch.converted[x])
+            )
+            for batch in activations()
+        ),
     )
-    return fit(function, moments, extent)
+    return fit(function, moments, extent, STEEPER)
 
 
 def put_in_place(model: ir.Model, norm: LoweredNorm, function: Function, fitted: Fit) -> None:

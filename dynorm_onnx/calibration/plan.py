@@ -76,9 +76,7 @@ def make_plan(graph: ir.Graph, points: Sequence[SolvePoint]) -> Plan:
     ordered = order_points(graph, points)
     point_of = {node: index for index, point in enumerate(ordered) for node in point.nodes}
     stages = value_stages(graph, ordered)
-    early = stages | {
-        str(output.name): index for node, index in point_of.items() for output in node.outputs
-    }
+    early = stages | {str(output.name): index for node, index in point_of.items() for output in node.outputs}
     common = {name for name, stage in stages.items() if stage == 0}
     nodes = _needed(graph, {n for point in ordered for n in (*point.original, *point.converted)})
     own = {name: stage for name, stage in stages.items() if stage > 0}

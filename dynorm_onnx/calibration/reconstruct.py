@@ -21,6 +21,7 @@ from dynorm_onnx.calibration.norms import Calibrated, norm_point, put_in_place, 
 from dynorm_onnx.calibration.plan import SolvePoint, order_points, value_stages
 from dynorm_onnx.calibration.ridge import NormalSums, solve_ridge, training_and_held_out
 from dynorm_onnx.calibration.stages import Activations, StageRunner
+from dynorm_onnx.calibration.weights import row_weights, weights_of_batches
 from dynorm_onnx.functions import Function
 from dynorm_onnx.graph.linear import LinearLayer, find_linear_layers
 from dynorm_onnx.graph.lower import LoweredNorm
@@ -32,6 +33,9 @@ log = logging.getLogger(__name__)
 
 GRAM_LIMIT = 6 << 30
 """Bytes that the sums of one group of layers may take; a layer above it is left, and named."""
+
+EVENNESS = 0.5
+"""How far a residual stream's tokens are brought to one length: 0 not at all, 1 wholly (docs/quality.md)."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -63,7 +67,8 @@ def reconstruct(
     logits = signature(lowered).logits
     fits: dict[str, Fit] = {}
     weights: dict[str, np.ndarray] = {}
-    with StageRunner(lowered, converted, points, batches) as runner:
+    token_weights = weights_of_batches(lowered, batches)
+    with StageRunner(lowered, converted, points, batches, token_weights=token_weights) as runner:
         for point in runner.points(progress):
             if point.name in by_output:
                 norm = by_output[point.name]
@@ -126,33 +131,43 @@ class _GroupSums:
         return NormalSums(self.gram[:size, :size], cross[:size])
 
 
-def _stream_sums(
-    group: LayerGroup, activations: Callable[[], Iterator[Activations]]
-) -> tuple[_GroupSums, _GroupSums]:
+def _stream_sums(group: LayerGroup, activations: Callable[[], Iterator[Activations]]) -> tuple[_GroupSums, _GroupSums]:
     """(sums to solve with, sums to choose lambda with). Products in float32, sums in float64."""
     size = group.layers[0].inputs
     parts = tuple(_GroupSums(np.zeros((size + 1, size + 1)), np.zeros((size + 1, size)), {}) for _ in range(2))
     for batch in activations():
         axis = group.layers[0].feature_axis
-        original, converted = _rows(batch.original[group.x], axis), _rows(batch.converted[group.x], axis)
-        usable = np.isfinite(original).all(1) & np.isfinite(converted).all(1)
+        original, converted = (_rows(values[group.x], axis) for values in (batch.original, batch.converted))
+        counts = row_weights(batch.token_weights, np.moveaxis(batch.converted[group.x], axis, -1))
+        usable = np.isfinite(original).all(1) & np.isfinite(converted).all(1) & (counts > 0)
+        root = np.sqrt(counts[usable])[:, None]  # in both factors of every sum
         stream = {
-            layer.name: _stream_error(layer, batch)[usable]
+            layer.name: root * _stream_error(layer, batch)[usable]
             for layer in group.layers
             if layer.name in group.corrects_stream
         }
-        original, converted = original[usable], converted[usable]
-        f = np.hstack([converted, np.ones((len(converted), 1), np.float32)])
+        f = root * np.hstack([converted[usable], np.ones((len(root), 1), np.float32)])
+        change = root * (original - converted)[usable]
         for part, rows in zip(parts, training_and_held_out(len(f)), strict=True):
-            part.add(f[rows], (original - converted)[rows], {name: error[rows] for name, error in stream.items()})
+            part.add(f[rows], change[rows], {name: error[rows] for name, error in stream.items()})
     return parts[0], parts[1]
 
 
 def _stream_error(layer: LinearLayer, batch: Activations) -> np.ndarray:
+    """What the layer must add to its original output so that the sum with the stream is what it should be.
+
+    That is the original's sum with its length evened out: a function of single channels stands in for a
+    norm the better, the less the lengths of its tokens differ, and what the norm lost is the length.
+    """
     assert layer.residual is not None
-    name = str(layer.residual.stream.name)
-    axis = layer.feature_axis
-    return _rows(batch.original[name], axis) - _rows(batch.converted[name], axis)
+    name, axis = str(layer.residual.stream.name), layer.feature_axis
+    stream = _rows(batch.original[name], axis)
+    output = _rows(batch.original[str(layer.x.name)], axis) @ layer.matrix().astype(np.float32)
+    total = stream + output + layer.offset().astype(np.float32)
+    length = np.sqrt(np.mean(np.square(total), axis=1, keepdims=True)) + 1e-30
+    usual = np.exp(np.mean(np.log(length)))
+    wanted = total * (usual / length) ** EVENNESS
+    return wanted - output - layer.offset().astype(np.float32) - _rows(batch.converted[name], axis)
 
 
 def _rows(array: np.ndarray, axis: int) -> np.ndarray:

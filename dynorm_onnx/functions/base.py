@@ -56,9 +56,7 @@ class Function:
         """The operator that takes X and skip and also gives out their sum."""
         return f"Skip{self.op_type}"
 
-    def reference(
-        self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray, **parameters: np.ndarray
-    ) -> np.ndarray:
+    def reference(self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray, **parameters: np.ndarray) -> np.ndarray:
         """The function in float64: x of shape [..., C], weight and bias [C], parameters [1] or [C]."""
         wide = {name: np.asarray(value, np.float64) for name, value in parameters.items()}
         core = self.core(np.asarray(x, np.float64), **wide)

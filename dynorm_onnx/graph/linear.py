@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -55,12 +54,12 @@ class LinearLayer:
     @property
     def inputs(self) -> int:
         """How many features x has."""
-        return int(self._shape()[1 if self.transposed else 0])
+        return _sizes(self.weight)[1 if self.transposed else 0]
 
     @property
     def outputs(self) -> int:
         """How many features y has."""
-        return int(self._shape()[0 if self.transposed else 1])
+        return _sizes(self.weight)[0 if self.transposed else 1]
 
     def matrix(self) -> np.ndarray:
         """The weight as [in, out] float64, scale included."""
@@ -89,10 +88,6 @@ class LinearLayer:
             offset = parameters[self.inputs] / self.bias_scale
             arrays[str(self.bias.name)] = _like(self.bias.const_value, offset)
         return arrays
-
-    def _shape(self) -> ir.Shape:
-        assert self.weight.shape is not None
-        return self.weight.shape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,7 +150,13 @@ def _unfit(weight: ir.Value, readers: dict[ir.Value, int]) -> str | None:
 
 
 def _like(tensor: ir.TensorProtocol, array: np.ndarray) -> np.ndarray:
-    return array.reshape(tuple(int(size) for size in tensor.shape)).astype(tensor.dtype.numpy())
+    return array.reshape(tensor.numpy().shape).astype(tensor.dtype.numpy())
+
+
+def _sizes(weight: ir.Value) -> list[int]:
+    """The shape of an initializer, which is always known."""
+    assert weight.shape is not None
+    return [size for size in weight.shape if isinstance(size, int)]
 
 
 def _spelling(node: ir.Node) -> _Spelling | None:
@@ -215,7 +216,8 @@ _SPELLINGS = {
 def _layer(node: ir.Node, spelling: _Spelling, readers: dict[ir.Value, int]) -> LinearLayer:
     x, weight = node.inputs[spelling.x], node.inputs[spelling.weight]
     assert x is not None and weight is not None
-    nodes, y = (node,), node.outputs[0]
+    nodes: tuple[ir.Node, ...] = (node,)
+    y = node.outputs[0]
     bias = node.inputs[spelling.bias] if spelling.bias is not None else None
     if bias is None and spelling.bias is None and (added := _bias_add(y, spelling, readers)) is not None:
         add, bias = added

@@ -44,9 +44,7 @@ def build_report(
     )
 
 
-def _site(
-    site: NormSite, config: ConvertConfig, kept: Mapping[str, str], calibrated: Calibrated | None
-) -> SiteReport:
+def _site(site: NormSite, config: ConvertConfig, kept: Mapping[str, str], calibrated: Calibrated | None) -> SiteReport:
     fitted = calibrated.fits.get(site.name) if calibrated else None
     status = "kept" if site.name in kept else "found" if config.dry_run else "converted"
     return SiteReport(

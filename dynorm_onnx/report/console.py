@@ -88,7 +88,5 @@ def _timing(report: Report) -> Table:
     fused = next((t.median_ms for t in report.timing if t.variant == "original-fused"), None)
     for t in report.timing:
         ratio = f"{fused / t.median_ms:.2f}x" if fused else ""
-        table.add_row(
-            t.variant, t.provider, f"{t.median_ms:.3f}", f"{t.p10_ms:.3f}", f"{t.p90_ms:.3f}", ratio
-        )
+        table.add_row(t.variant, t.provider, f"{t.median_ms:.3f}", f"{t.p10_ms:.3f}", f"{t.p90_ms:.3f}", ratio)
     return table

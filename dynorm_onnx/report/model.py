@@ -33,9 +33,7 @@ class SiteReport:
     def as_dict(self) -> dict[str, Any]:
         """An entry of the JSON list "sites"; of each parameter its range over the channels."""
         shown = {
-            field.name: getattr(self, field.name)
-            for field in dataclasses.fields(self)
-            if field.name != "parameters"
+            field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "parameters"
         }
         if self.parameters is None:
             return shown | {"parameters": None}

@@ -1,6 +1,6 @@
 """Write the trained byte-level Llama as ONNX, with its tokenizer and a sample of text it never saw.
 
-    python models/byte_llama/export.py --checkpoint byte_llama.pt
+python models/byte_llama/export.py --checkpoint byte_llama.pt
 """
 
 from __future__ import annotations

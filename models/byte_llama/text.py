@@ -6,7 +6,6 @@ of the same bytes give the scale on which a loss in nats per byte can be read.
 
 from __future__ import annotations
 
-import math
 import sysconfig
 import zlib
 from pathlib import Path
@@ -15,16 +14,13 @@ import numpy as np
 
 NOT_LIBRARY = {"test", "tests", "site-packages", "idlelib", "lib2to3", "pydoc_data", "encodings"}
 HELD_OUT_PERCENT = 5
+PIECE = 4096
 
 
 def library_files() -> list[Path]:
     """The standard library's own modules, sorted, without tests and generated tables."""
     root = Path(sysconfig.get_paths()["stdlib"])
-    return sorted(
-        path
-        for path in root.rglob("*.py")
-        if not NOT_LIBRARY.intersection(path.relative_to(root).parts)
-    )
+    return sorted(path for path in root.rglob("*.py") if not NOT_LIBRARY.intersection(path.relative_to(root).parts))
 
 
 def split_text() -> tuple[np.ndarray, np.ndarray]:
@@ -38,11 +34,11 @@ def split_text() -> tuple[np.ndarray, np.ndarray]:
 
 
 def held_out_sample(size: int) -> bytes:
-    """`size` bytes of held-out text: the same share of every file, in the order of their CRCs."""
-    files = sorted(filter(_is_held_out, library_files()), key=_crc)
-    contents = [_content(path) for path in files]
-    share = size / sum(map(len, contents))
-    return b"".join(content[: math.ceil(share * len(content))] for content in contents)[:size]
+    """`size` bytes of held-out text: pieces of PIECE bytes from all its files, in an order drawn once."""
+    _, held_out = split_text()
+    pieces = np.split(held_out, range(PIECE, len(held_out), PIECE))
+    order = np.random.default_rng(0).permutation(len(pieces))
+    return b"".join(pieces[i].tobytes() for i in order)[:size]
 
 
 def _content(path: Path) -> bytes:
@@ -68,7 +64,7 @@ def trigram_loss(train: np.ndarray, held_out: np.ndarray) -> float:
     unigram = (np.bincount(train, minlength=256) + 0.5) / (train.size + 128)
     probability = unigram[held_out[2:]]
     for order in (1, 2):
-        context, pair = _contexts(train, order)
+        _, pair = _contexts(train, order)
         size = 256**order
         seen = np.bincount(pair, minlength=size * 256).reshape(size, 256)
         total, kinds = seen.sum(1), (seen > 0).sum(1)
