@@ -20,7 +20,7 @@ from dynorm_onnx.graph.model_io import clone
 from dynorm_onnx.graph.rewrite import replace
 from dynorm_onnx.runtime.arrays import Feeds
 
-STEEPER = 2.5
+STEEPER = 3.0
 """Steepness relative to that of least squared error. A norm takes no notice of its input's length; a
 function of single channels does, the less the more it saturates. Least squares sees one norm at a time
 and chooses nearly straight lines, through which an error in length runs on and grows from layer to layer
