@@ -111,10 +111,10 @@ def require_output(model: ir.Model, path: str | os.PathLike[str]) -> None:
     """
     target, data = _files(path)
     if target.is_dir():
-        raise UsageError(f"{path}: is a folder; name a file for the output.")
+        raise UsageError(f"{path}: cannot be written: it is a folder; name a file for the output.")
     if not os.access(target.parent, os.W_OK):
-        problem = "cannot be written to" if target.parent.is_dir() else "is not there"
-        raise UsageError(f"{path}: the folder {target.parent} {problem}.")
+        problem = "is read-only" if target.parent.is_dir() else "is not there"
+        raise UsageError(f"{path}: cannot be written: the folder {target.parent} {problem}.")
     _refuse_to_overwrite(model, target, data)
 
 

@@ -259,7 +259,7 @@ def test_shipped_model() -> None:
     found = find_sites(prepared, run=run_model)
     names = [site.name for site in found.sites]
     assert len(names) >= 9 and not found.refused and not found.near_misses
-    assert {"model.model.norm", "model.model.layers.0.input_layernorm"} <= set(names)
+    assert {"model.norm", "model.layers.0.input_layernorm"} <= set(names)
     assert all(site.kind == "rms" and site.weight is not None for site in found.sites)
     feeds = {value.name or "": np.arange(32, dtype=np.int64)[None] % 7 for value in model.graph.inputs}
     before = run(ir.to_proto(model), feeds)
