@@ -18,7 +18,7 @@ from dynorm_onnx.errors import BoundError
 from dynorm_onnx.functions import REGISTRY
 from dynorm_onnx.graph import model_io
 from dynorm_onnx.graph.lower import LoweredNorm, lower
-from dynorm_onnx.graph.rewrite import replace, set_initializers
+from dynorm_onnx.graph.rewrite import drop_unused_functions, replace, set_initializers
 from dynorm_onnx.graph.select import select
 from dynorm_onnx.graph.sites import find_sites
 from dynorm_onnx.progress import Progress, StepClock, no_progress
@@ -133,6 +133,7 @@ def _attempt(
             for norm in norms:
                 replace(converted, norm, config.to, calibrated.fits[norm.site_name].parameters)
             set_initializers(converted, calibrated.initializers)
+            drop_unused_functions(converted)
     with clock.step("validate"):
         validation = _validate(config, converted, data) if config.validate else None
     return Attempt(calibrated, converted, validation)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedFunctionsPass
 
 from dynorm_onnx.errors import UsageError
 from dynorm_onnx.functions import DOMAIN, DOMAIN_VERSION, REGISTRY, Function, NormParameters, onnx_function
@@ -64,6 +65,11 @@ def set_initializers(model: ir.Model, arrays: Mapping[str, np.ndarray]) -> None:
     """Overwrites initializers of the main graph by name; types and shapes stay as they are."""
     for name, array in arrays.items():
         model.graph.initializers[name].const_value = ir.tensor(array, name=name)
+
+
+def drop_unused_functions(model: ir.Model) -> None:
+    """Removes local functions that no node calls, such as the bodies of canonical norms that are gone."""
+    RemoveUnusedFunctionsPass()(model)
 
 
 def _function(name: str) -> Function:
