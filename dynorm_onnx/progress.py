@@ -25,13 +25,21 @@ class StepClock:
 
     @contextlib.contextmanager
     def step(self, name: str) -> Iterator[Callable[[int, int], None]]:
-        """Time a step; yields its progress callable (done, total)."""
+        """Time a step; yields its progress callable (done, total). A step that tells nothing ends as 1 of 1."""
         self._progress(name, 0, 0)
         started = time.perf_counter()
+        last = (1, 1)
+
+        def advance(done: int, total: int) -> None:
+            nonlocal last
+            last = (done, total)
+            self._progress(name, done, total)
+
         try:
-            yield lambda done, total: self._progress(name, done, total)
+            yield advance
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+        self._progress(name, *last)
 
 
 def peak_memory_mib() -> float:

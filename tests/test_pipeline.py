@@ -120,3 +120,13 @@ def test_unknown_arguments_and_targets_are_named() -> None:
         convert_model(MODEL, samplse=3)
     with pytest.raises(UsageError, match=f"'relu' is not one of {', '.join(REGISTRY)}"):
         convert_model(MODEL, to="relu")
+
+
+def test_a_bound_keeps_the_norms_that_cost_most(tmp_path: Path) -> None:
+    bound = 0.1
+    report = convert_model(MODEL, output=tmp_path / "out.onnx", max_kl=bound, method="fit", **QUICK)
+    kept = report.with_status("kept")
+    assert 0 < len(kept) < NORMS
+    assert all("kept for the bound" in str(site.reason) for site in kept)
+    assert report.validation is not None and report.validation.quality is not None
+    assert report.validation.quality.kl_mean <= bound

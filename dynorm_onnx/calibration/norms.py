@@ -39,6 +39,10 @@ class Calibrated:
     notes: tuple[str, ...] = ()
 
 
+# Solves one point in the converted model, reading activations as often as it likes.
+Solver = Callable[[ir.Model, Callable[[], Iterator[Activations]]], None]
+
+
 def calibrate_norms(
     lowered: ir.Model,
     norms: Sequence[LoweredNorm],
@@ -47,17 +51,40 @@ def calibrate_norms(
     progress: Callable[[int, int], None],
 ) -> Calibrated:
     """Method "fit": the parameters of every norm, nothing else. `lowered` is not changed."""
-    converted = clone(lowered)
-    by_output = {str(norm.y.name): norm for norm in norms}
-    points = [norm_point(norm) for norm in norms]
     fits: dict[str, Fit] = {}
+    solve_in_order(lowered, norm_solvers(norms, function, fits), batches, progress)
+    return Calibrated(fits)
+
+
+def solve_in_order(
+    lowered: ir.Model,
+    solvers: Sequence[tuple[SolvePoint, Solver]],
+    batches: Sequence[Feeds],
+    progress: Callable[[int, int], None],
+) -> None:
+    """Solve every point, in graph order, on what the points before it left of a clone of the model."""
+    converted = clone(lowered)
+    by_name = {point.name: solve for point, solve in solvers}
+    points = [point for point, _ in solvers]
     weights = weights_of_batches(lowered, batches)
     with StageRunner(lowered, converted, points, batches, token_weights=weights) as runner:
         for point in runner.points(progress):
-            norm = by_output[point.name]
-            fits[norm.site_name] = solve_norm(norm, function, runner.activations)
+            by_name[point.name](converted, runner.activations)
+
+
+def norm_solvers(
+    norms: Sequence[LoweredNorm], function: Function, fits: dict[str, Fit]
+) -> list[tuple[SolvePoint, Solver]]:
+    """A point and a solver for each norm; the solver puts the function in place and its Fit into `fits`."""
+
+    def solver(norm: LoweredNorm) -> Solver:
+        def solve(converted: ir.Model, activations: Callable[[], Iterator[Activations]]) -> None:
+            fits[norm.site_name] = solve_norm(norm, function, activations)
             put_in_place(converted, norm, function, fits[norm.site_name])
-    return Calibrated(fits)
+
+        return solve
+
+    return [(norm_point(norm), solver(norm)) for norm in norms]
 
 
 def norm_point(norm: LoweredNorm) -> SolvePoint:

@@ -17,15 +17,14 @@ import onnx_ir as ir
 from dynorm_onnx.calibration.data import signature
 from dynorm_onnx.calibration.fit import Fit
 from dynorm_onnx.calibration.last_layer import fit_logits_layer
-from dynorm_onnx.calibration.norms import Calibrated, norm_point, put_in_place, solve_norm
+from dynorm_onnx.calibration.norms import Calibrated, Solver, norm_point, norm_solvers, solve_in_order
 from dynorm_onnx.calibration.plan import SolvePoint, order_points, value_stages
 from dynorm_onnx.calibration.ridge import NormalSums, solve_ridge, training_and_held_out
-from dynorm_onnx.calibration.stages import Activations, StageRunner
-from dynorm_onnx.calibration.weights import row_weights, weights_of_batches
+from dynorm_onnx.calibration.stages import Activations
+from dynorm_onnx.calibration.weights import row_weights
 from dynorm_onnx.functions import Function
 from dynorm_onnx.graph.linear import LinearLayer, find_linear_layers
 from dynorm_onnx.graph.lower import LoweredNorm
-from dynorm_onnx.graph.model_io import clone
 from dynorm_onnx.graph.rewrite import set_initializers
 from dynorm_onnx.runtime.arrays import Feeds
 
@@ -59,25 +58,21 @@ def reconstruct(
     progress: Callable[[int, int], None],
 ) -> Calibrated:
     """Fit all norms and re-fit all linear layers behind the first. `lowered` is not changed."""
-    converted = clone(lowered)
-    by_output = {str(norm.y.name): norm for norm in norms}
     groups, notes = _groups(lowered.graph, norms)
-    by_name = {_group_name(group.layers): group for group in groups}
-    points = [norm_point(norm) for norm in norms] + [_group_point(group) for group in groups]
     logits = signature(lowered).logits
     fits: dict[str, Fit] = {}
     weights: dict[str, np.ndarray] = {}
-    token_weights = weights_of_batches(lowered, batches)
-    with StageRunner(lowered, converted, points, batches, token_weights=token_weights) as runner:
-        for point in runner.points(progress):
-            if point.name in by_output:
-                norm = by_output[point.name]
-                fits[norm.site_name] = solve_norm(norm, function, runner.activations)
-                put_in_place(converted, norm, function, fits[norm.site_name])
-            else:
-                solved = solve_group(by_name[point.name], runner.activations, logits)
-                set_initializers(converted, solved)
-                weights.update(solved)
+
+    def solver(group: LayerGroup) -> Solver:
+        def solve(converted: ir.Model, activations: Callable[[], Iterator[Activations]]) -> None:
+            solved = solve_group(group, activations, logits)
+            set_initializers(converted, solved)
+            weights.update(solved)
+
+        return solve
+
+    solvers = norm_solvers(norms, function, fits) + [(_group_point(group), solver(group)) for group in groups]
+    solve_in_order(lowered, solvers, batches, progress)
     return Calibrated(fits, weights, notes)
 
 

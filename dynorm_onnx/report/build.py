@@ -38,7 +38,7 @@ def build_report(
         validation=validation,
         timing=timing,
         changed_initializers=tuple(calibrated.initializers) if calibrated else (),
-        warnings=_warnings(data, calibrated, validation),
+        warnings=_warnings(data if calibrated else None, calibrated, validation),
         seconds=dict(clock.seconds),
         peak_memory_mib=round(peak_memory_mib(), 1),
     )
