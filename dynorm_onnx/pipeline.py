@@ -17,6 +17,7 @@ from dynorm_onnx.config import ConvertConfig, check_choice
 from dynorm_onnx.errors import BoundError
 from dynorm_onnx.functions import REGISTRY
 from dynorm_onnx.graph import model_io
+from dynorm_onnx.graph.linear import find_linear_layers
 from dynorm_onnx.graph.lower import LoweredNorm, lower
 from dynorm_onnx.graph.rewrite import drop_unused_functions, replace, set_initializers
 from dynorm_onnx.graph.select import select
@@ -63,7 +64,7 @@ def convert_model(model: str | os.PathLike[str], *, progress: Progress = no_prog
         data = _data(config, original, progress)
     norms = lower(prepared, chosen)
     met = _within_bounds(config, prepared, norms, data, clock)
-    kept |= {name: f"kept for the bound: replaced alone it costs {cost:.2g} of it" for name, cost in met.kept.items()}
+    kept |= {name: f"kept for the bound: its replacement costs {cost:.2g} of it" for name, cost in met.kept.items()}
     outcome = met.outcome
     with clock.step("time"):
         timing = _time(config, outcome.converted, data)
@@ -128,15 +129,23 @@ def _attempt(
         with clock.step("calibrate") as advance:
             calibrated = METHODS[config.method](lowered, norms, REGISTRY[config.to], data.calibration, advance)
     with clock.step("rewrite"):
-        converted = model_io.clone(lowered)
-        if calibrated is not None:
-            for norm in norms:
-                replace(converted, norm, config.to, calibrated.fits[norm.site_name].parameters)
-            set_initializers(converted, calibrated.initializers)
-            drop_unused_functions(converted)
+        converted = _rewritten(config, lowered, norms, calibrated)
     with clock.step("validate"):
         validation = _validate(config, converted, data) if config.validate else None
     return Attempt(calibrated, converted, validation)
+
+
+def _rewritten(
+    config: ConvertConfig, lowered: ir.Model, norms: Sequence[LoweredNorm], calibrated: Calibrated | None
+) -> ir.Model:
+    """A copy of the lowered model with these norms replaced; an exact copy where nothing was calibrated."""
+    converted = model_io.clone(lowered)
+    if calibrated is not None:
+        for norm in norms:
+            replace(converted, norm, config.to, calibrated.fits[norm.site_name].parameters)
+        set_initializers(converted, calibrated.initializers)
+        drop_unused_functions(converted)
+    return converted
 
 
 def _validate(
@@ -170,15 +179,25 @@ def _costs(
     data: CalibrationData | None,
     clock: StepClock,
 ) -> dict[str, float]:
-    """By site, the damage when that norm alone is replaced, in units of the bounds."""
-    if outcome.calibrated is None:
+    """By site, how much damage goes, in units of the bounds, when that norm alone comes back.
+
+    With it come the original weights of the layers that read it, for the new ones suit its replacement.
+    """
+    calibrated = outcome.calibrated
+    if calibrated is None:
         return {}  # an exact rewrite: keeping norms would not make it better
+    layers = find_linear_layers(lowered.graph).layers
+    readers = {norm.site_name: {layer.name for layer in layers if layer.x is norm.y} for norm in norms}
+    every = _excess(config, _validate(config, outcome.converted, data, COST_BATCHES))
     costs: dict[str, float] = {}
     with clock.step("costs") as advance:
         for done, norm in enumerate(norms):
-            alone = model_io.clone(lowered)
-            replace(alone, norm, config.to, outcome.calibrated.fits[norm.site_name].parameters)
-            costs[norm.site_name] = _excess(config, _validate(config, alone, data, COST_BATCHES))
+            others = [other for other in norms if other is not norm]
+            weights = {
+                name: array for name, array in calibrated.initializers.items() if name not in readers[norm.site_name]
+            }
+            back = _rewritten(config, lowered, others, dataclasses.replace(calibrated, initializers=weights))
+            costs[norm.site_name] = every - _excess(config, _validate(config, back, data, COST_BATCHES))
             advance(done + 1, len(norms))
     return costs
 
