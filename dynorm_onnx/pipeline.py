@@ -148,13 +148,11 @@ def _rewritten(
     return converted
 
 
-def _validate(
-    config: ConvertConfig, converted: ir.Model, data: CalibrationData | None, batches: int | None = None
-) -> Validation | None:
+def _validate(config: ConvertConfig, converted: ir.Model, data: CalibrationData | None) -> Validation | None:
     if data is None:
         return None
     before, after = (make_session(model, provider=config.provider) for model in (config.model, converted))
-    return validate(before, after, data.validation[:batches], vocabulary=data.vocabulary)
+    return validate(before, after, data.validation, vocabulary=data.vocabulary)
 
 
 def _excess(config: ConvertConfig, validation: Validation | None) -> float:
@@ -184,11 +182,18 @@ def _costs(
     With it come the original weights of the layers that read it, for the new ones suit its replacement.
     """
     calibrated = outcome.calibrated
-    if calibrated is None:
+    if calibrated is None or data is None:
         return {}  # an exact rewrite: keeping norms would not make it better
     layers = find_linear_layers(lowered.graph).layers
     readers = {norm.site_name: {layer.name for layer in layers if layer.x is norm.y} for norm in norms}
-    every = _excess(config, _validate(config, outcome.converted, data, COST_BATCHES))
+    original = make_session(config.model, provider=config.provider)
+    batches, vocabulary = data.validation[:COST_BATCHES], data.vocabulary
+
+    def excess(model: ir.Model) -> float:
+        session = make_session(model, provider=config.provider)
+        return _excess(config, validate(original, session, batches, vocabulary=vocabulary))
+
+    every = excess(outcome.converted)
     costs: dict[str, float] = {}
     with clock.step("costs") as advance:
         for done, norm in enumerate(norms):
@@ -197,7 +202,7 @@ def _costs(
                 name: array for name, array in calibrated.initializers.items() if name not in readers[norm.site_name]
             }
             back = _rewritten(config, lowered, others, dataclasses.replace(calibrated, initializers=weights))
-            costs[norm.site_name] = every - _excess(config, _validate(config, back, data, COST_BATCHES))
+            costs[norm.site_name] = every - excess(back)
             advance(done + 1, len(norms))
     return costs
 

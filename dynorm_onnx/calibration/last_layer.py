@@ -34,16 +34,16 @@ class _Tokens:
 
     def kl(self, weights: np.ndarray) -> float:
         """Mean KL(original || converted), nats."""
-        log_q = log_softmax(self.features @ weights)
-        return float(np.mean(np.sum(np.exp(self.log_p) * (self.log_p - log_q), -1, dtype=np.float64)))
+        return self._kl(log_softmax(self.features @ weights))
 
     def kl_and_gradient(self, weights: np.ndarray) -> tuple[float, np.ndarray]:
         """Mean KL and its gradient, [K + 1, V]."""
         log_q = log_softmax(self.features @ weights)
-        p = np.exp(self.log_p)
-        value = float(np.mean(np.sum(p * (self.log_p - log_q), -1, dtype=np.float64)))
-        gradient = self.features.T @ (np.exp(log_q) - p)
-        return value, gradient.astype(np.float64) / len(p)
+        gradient = self.features.T @ (np.exp(log_q) - np.exp(self.log_p))
+        return self._kl(log_q), gradient.astype(np.float64) / len(log_q)
+
+    def _kl(self, log_q: np.ndarray) -> float:
+        return float(np.mean(np.sum(np.exp(self.log_p) * (self.log_p - log_q), -1, dtype=np.float64)))
 
 
 def fit_logits_layer(

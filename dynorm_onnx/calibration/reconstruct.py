@@ -103,7 +103,7 @@ def solve_group(
 class _GroupSums:
     """What the layers of a group need, summed over tokens; F is the converted x, with a column of ones.
 
-    gram: F^T F; change: F^T (x of the original - x); stream: F^T (stream of the original - stream).
+    gram: F^T F; change: F^T (x of the original - x); stream, by layer: F^T (what _stream_error() asks to add).
     """
 
     gram: np.ndarray
@@ -196,7 +196,10 @@ def _groups(graph: ir.Graph, norms: Sequence[LoweredNorm]) -> tuple[list[LayerGr
 
 
 def _correctable(layers: Sequence[LinearLayer], stages: dict[str, int], place: int) -> Iterator[str]:
-    """The layers whose residual stream is known when they are solved (not so behind parallel branches)."""
+    """The layers whose residual stream has an error, and one that is known when they are solved.
+
+    A stream of stage 0 is the same in both models; one behind a parallel branch may not be there yet.
+    """
     for layer in layers:
         if layer.residual is not None and 0 < stages[str(layer.residual.stream.name)] <= place:
             yield layer.name
