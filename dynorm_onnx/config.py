@@ -11,6 +11,7 @@ from dynorm_onnx.errors import UsageError
 
 METHODS = ("reconstruct", "fit")
 PROVIDERS = ("cpu", "cuda")
+OPTIMIZE = ("none", "ort")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +33,7 @@ class ConvertConfig:
     keep: tuple[str, ...] = ()
     max_kl: float | None = None
     max_error: float | None = None
+    optimize: str = "none"  # "ort": fuse attention and the like for ONNX Runtime before converting
     provider: str = "cpu"
     validate: bool = True
     time: bool = True
@@ -40,6 +42,7 @@ class ConvertConfig:
 
     def __post_init__(self) -> None:
         check_choice("--method", self.method, METHODS)
+        check_choice("--optimize", self.optimize, OPTIMIZE)
         check_choice("--provider", self.provider, PROVIDERS)
         _at_least("--samples", self.samples, 2)  # one to calibrate with, one to validate on
         _at_least("--max-length", self.max_length, 1)

@@ -22,7 +22,7 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from dynorm_onnx.config import METHODS, PROVIDERS, ConvertConfig
+from dynorm_onnx.config import METHODS, OPTIMIZE, PROVIDERS, ConvertConfig
 from dynorm_onnx.errors import DynormError
 from dynorm_onnx.pipeline import TARGETS, convert_model
 from dynorm_onnx.progress import Progress, no_progress
@@ -78,6 +78,12 @@ def _parser() -> argparse.ArgumentParser:
     bounds = parser.add_argument_group("quality and speed")
     bounds.add_argument("--max-kl", type=float, metavar="X", help="write nothing above this mean KL, nats")
     bounds.add_argument("--max-error", type=float, metavar="X", help="write nothing above this relative error")
+    bounds.add_argument(
+        "--optimize",
+        choices=OPTIMIZE,
+        default=defaults["optimize"],
+        help="ort: fuse attention and the like for ONNX Runtime first; the file then needs it (%(default)s)",
+    )
     bounds.add_argument("--provider", choices=PROVIDERS, default=defaults["provider"], help="(%(default)s)")
     bounds.add_argument("--no-validate", dest="validate", action="store_false", help="skip the comparison")
     bounds.add_argument("--no-time", dest="time", action="store_false", help="skip the timing")

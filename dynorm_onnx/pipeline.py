@@ -14,7 +14,7 @@ from dynorm_onnx.calibration.data import CalibrationData, load_calibration
 from dynorm_onnx.calibration.norms import Calibrated, calibrate_norms
 from dynorm_onnx.calibration.reconstruct import reconstruct
 from dynorm_onnx.config import ConvertConfig, check_choice
-from dynorm_onnx.errors import BoundError
+from dynorm_onnx.errors import BoundError, ModelError
 from dynorm_onnx.functions import REGISTRY
 from dynorm_onnx.graph import model_io
 from dynorm_onnx.graph.linear import find_linear_layers
@@ -24,6 +24,7 @@ from dynorm_onnx.graph.select import select
 from dynorm_onnx.graph.sites import find_sites
 from dynorm_onnx.progress import Progress, StepClock, no_progress
 from dynorm_onnx.report import Report, build_report
+from dynorm_onnx.runtime.fuse import fuse_for_ort, same_outputs
 from dynorm_onnx.runtime.session import make_session, run_model
 from dynorm_onnx.runtime.timing import Timing
 from dynorm_onnx.runtime.validate import Validation, validate
@@ -53,7 +54,7 @@ def convert_model(model: str | os.PathLike[str], *, progress: Progress = no_prog
     clock = StepClock(progress)
     with clock.step("find"):
         original = model_io.load(config.model)
-        prepared = model_io.prepare(original)
+        prepared = model_io.prepare(fuse_for_ort(original) if config.optimize == "ort" else original)
         found = find_sites(prepared, run=run_model)
         chosen, kept = select(found, config.only, config.keep)
     if config.dry_run:
@@ -62,6 +63,7 @@ def convert_model(model: str | os.PathLike[str], *, progress: Progress = no_prog
     model_io.require_output(original, config.output_path)
     with clock.step("data"):
         data = _data(config, original, progress)
+        _require_same_outputs(config, prepared, data)
     norms = lower(prepared, chosen)
     met = _within_bounds(config, prepared, norms, data, clock)
     kept |= {name: f"kept for the bound: its replacement costs {cost:.2g} of it" for name, cost in met.kept.items()}
@@ -88,6 +90,15 @@ def _data(config: ConvertConfig, original: ir.Model, progress: Progress) -> Cali
         folder=config.model.parent,
         progress=lambda done, total: progress("data", done, total),
     )
+
+
+def _require_same_outputs(config: ConvertConfig, fused: ir.Model, data: CalibrationData | None) -> None:
+    """Raises ModelError where the fusions of `--optimize ort` changed what the model computes."""
+    if config.optimize == "none" or data is None:
+        return
+    before, after = (make_session(model, provider=config.provider) for model in (config.model, fused))
+    if not same_outputs(before, after, data.validation[0]):
+        raise ModelError(f"--optimize ort: onnxscript's fusions change the outputs of {config.model}; leave it out")
 
 
 def _within_bounds(

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
+from onnxscript.rewriter import ort_fusions
 
 from dynorm_onnx import convert_model, session
-from dynorm_onnx.errors import BoundError, NoSiteError, UsageError
+from dynorm_onnx.errors import BoundError, ModelError, NoSiteError, UsageError
 from dynorm_onnx.functions import FUNCTIONS, REGISTRY
 from dynorm_onnx.runtime.session import make_session
 from tests.shipped import MODEL, NORMS, TEXT
@@ -46,6 +48,28 @@ def test_rmsnorm_changes_nothing(tmp_path: Path) -> None:
     assert relative_error(after, before) < 1e-5
     assert report.validation is not None and report.validation.quality is not None
     assert report.validation.quality.kl_mean < 1e-9
+
+
+def test_fused_for_onnx_runtime_and_converted(tmp_path: Path) -> None:
+    output = tmp_path / "fused.onnx"
+    report = convert_model(MODEL, to="rmsnorm", output=output, optimize="ort", **QUICK)
+    operators = {node.op_type for node in onnx.load(output).graph.node}
+    assert "MultiHeadAttention" in operators and "Softmax" not in operators
+    assert report.validation is not None and report.validation.quality is not None
+    assert report.validation.quality.kl_mean < 1e-9
+    assert report.as_dict()["optimize"] == "ort"
+
+
+def test_fusions_that_change_the_outputs_are_refused(tmp_path: Path, monkeypatch) -> None:
+    def wrong(model):
+        weight = next(v for v in model.graph.initializers.values() if v.const_value.dtype.is_floating_point())
+        weight.const_value = ir.tensor(2 * weight.const_value.numpy())
+        return model, {}
+
+    monkeypatch.setattr(ort_fusions, "optimize_for_ort", wrong)
+    with pytest.raises(ModelError, match="--optimize ort: .* change the outputs"):
+        convert_model(MODEL, output=tmp_path / "wrong.onnx", optimize="ort", **QUICK)
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_is_reported_is_what_is_in_the_file(tmp_path: Path) -> None:

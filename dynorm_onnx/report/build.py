@@ -31,6 +31,7 @@ def build_report(
         output=None if config.dry_run else config.output_path,
         to=config.to,
         method=config.method if calibrated else None,
+        optimize=config.optimize,
         version=importlib.metadata.version("dynorm-onnx"),
         sites=tuple(_site(site, config, kept, calibrated) for site in found.sites) + _refused(found),
         near_misses=found.near_misses,

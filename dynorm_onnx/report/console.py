@@ -13,6 +13,10 @@ MOST_ROWS = 40
 """Longer lists of sites are shown by their first and last rows; the JSON has them all."""
 
 
+WORTH_FUSING = 0.95
+"""Share of the plain original's time below which its fused form is worth a hint."""
+
+
 def print_report(report: Report, console: Console) -> None:
     """Write the report to a console."""
     counts = Counter(site.status for site in report.sites)
@@ -85,8 +89,15 @@ def _timing(report: Report) -> Table:
     table = Table(title="Time of one batch in ONNX Runtime", title_justify="left")
     for heading in ("variant", "provider", "median ms", "p10", "p90", "speed against original-fused"):
         table.add_column(heading, justify="left" if heading in ("variant", "provider") else "right")
-    fused = next((t.median_ms for t in report.timing if t.variant == "original-fused"), None)
+    fused, plain = (_median(report, variant) for variant in ("original-fused", "original"))
+    if fused and plain and fused < WORTH_FUSING * plain and report.optimize == "none":
+        table.caption = "original-fused has attention and the like fused too: --optimize ort does so before converting"
+        table.caption_justify = "left"
     for t in report.timing:
         ratio = f"{fused / t.median_ms:.2f}x" if fused else ""
         table.add_row(t.variant, t.provider, f"{t.median_ms:.3f}", f"{t.p10_ms:.3f}", f"{t.p90_ms:.3f}", ratio)
     return table
+
+
+def _median(report: Report, variant: str) -> float | None:
+    return next((t.median_ms for t in report.timing if t.variant == variant), None)

@@ -59,6 +59,7 @@ class Report:
     output: Path | None
     to: str
     method: str | None  # None where nothing was fitted (rmsnorm, a dry run)
+    optimize: str  # "ort" where the original was fused for ONNX Runtime first, else "none"
     version: str
     sites: tuple[SiteReport, ...]
     near_misses: tuple[NearMiss, ...]
@@ -77,6 +78,7 @@ class Report:
             "output": str(self.output) if self.output else None,
             "to": self.to,
             "method": self.method,
+            "optimize": self.optimize,
             "version": self.version,
             "sites": [site.as_dict() for site in self.sites],
             "near_misses": [{"name": miss.name, "reason": miss.reason} for miss in self.near_misses],

@@ -1,0 +1,67 @@
+"""A model fused for ONNX Runtime by onnxscript: attention, rotary embeddings, Skip norms."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from dynorm_onnx.errors import ModelError
+from dynorm_onnx.runtime.arrays import Feeds, first_line, is_float, run
+from dynorm_onnx.runtime.measures import OutputSums
+from dynorm_onnx.runtime.session import Model
+
+log = logging.getLogger(__name__)
+
+_SAME = {"float64": 1e-6, "float32": 1e-3, "float16": 2e-2, "bfloat16": 5e-2}
+"""The relative error up to which a fused model computes the same: orders of summation differ, deep in."""
+
+
+def fuse_for_ort(model: Model) -> ir.Model:
+    """What onnxscript's `optimize_for_ort` makes of a copy of the model; weights are shared, `model` is not changed.
+
+    The result has operators of the domain com.microsoft, which only ONNX Runtime runs. Raises ModelError where the
+    rewriter fails. Whether it kept the outputs, same_outputs() tells.
+    """
+    from onnxscript.rewriter.ort_fusions import optimize_for_ort  # takes a second to import
+
+    try:
+        fused, counts = optimize_for_ort(_private_copy(model))
+    except Exception as error:  # whatever the rewriter trips over
+        raise ModelError(f"onnxscript cannot fuse the model for ONNX Runtime: {first_line(error)}") from error
+    log.info("onnxscript fused: %s", {name: n for name, n in counts.items() if n})
+    return fused
+
+
+def same_outputs(plain: Any, fused: Any, feeds: Feeds) -> bool:
+    """Whether two sessions agree on feeds: float outputs within their type's tolerance, the others exactly."""
+    excess = _largest_excess(run(plain, feeds), run(fused, feeds))
+    log.info("the fused model's outputs differ by %.3g times what is allowed", excess)
+    return excess <= 1
+
+
+def _private_copy(model: Model) -> ir.Model:
+    """A model that may be changed; weights are shared."""
+    if isinstance(model, ir.Model):
+        return model.clone()
+    if isinstance(model, bytes):
+        return ir.from_proto(onnx.ModelProto.FromString(model))
+    return ir.from_proto(model) if isinstance(model, onnx.ModelProto) else ir.load(model)
+
+
+def _largest_excess(expected: Feeds, got: Feeds) -> float:
+    """The largest relative error of a float output in units of what its type allows."""
+    if set(expected) != set(got) or any(expected[name].shape != got[name].shape for name in expected):
+        return math.inf
+    excess = [
+        OutputSums.of(array, got[name], None).error().relative_error / _SAME[array.dtype.name]
+        if is_float(array)
+        else (math.inf if np.any(array != got[name]) else 0.0)
+        for name, array in expected.items()
+        if array.size
+    ]
+    return max(excess, default=0.0)
