@@ -22,6 +22,7 @@ from dynorm_onnx.runtime.arrays import run
 from dynorm_onnx.runtime.placement import placement
 from dynorm_onnx.runtime.session import has_kernels, make_session
 from tests.runtime.models import language_model
+from tests.shipped import MODEL, NORMS
 from tests.tolerances import TOLERANCE, relative_error
 
 FAST = ["--seconds", "1e-6", "--threads", "1"]
@@ -204,6 +205,12 @@ def test_a_stand_in_has_every_norm_replaced(tmp_path: Path) -> None:
     assert np.isfinite(run(make_session(model), x)["y1"]).all()
     with pytest.raises(UsageError, match="--to"):
         make_untrained(path, "gelu")
+
+
+def test_a_stand_in_is_fused_on_request() -> None:
+    operators = [node.op_type for node in make_untrained(MODEL, "dyisru", optimize="ort").graph]
+    assert "MultiHeadAttention" in operators and "Softmax" not in operators
+    assert operators.count("SkipDyISRU") == NORMS - 2
 
 
 def test_wrong_use(capsys, tmp_path: Path, monkeypatch) -> None:

@@ -18,6 +18,7 @@ from dynorm_onnx.bench.operators import ELEMENT_TYPES
 from dynorm_onnx.bench.ops import OpsGrid, bench_ops
 from dynorm_onnx.bench.plot import plot_model, plot_ops, require_matplotlib
 from dynorm_onnx.bench.show import as_json, print_model, print_ops
+from dynorm_onnx.config import OPTIMIZE
 from dynorm_onnx.errors import DynormError
 from dynorm_onnx.functions import REGISTRY
 from dynorm_onnx.runtime.session import PROVIDERS
@@ -71,7 +72,7 @@ def _ops(options: argparse.Namespace) -> None:
 
 
 def _model(options: argparse.Namespace) -> None:
-    converted = options.converted or make_untrained(options.file, options.to)
+    converted = options.converted or make_untrained(options.file, options.to, optimize=options.optimize)
     rows = _collect(
         bench_model(
             options.file,
@@ -126,6 +127,12 @@ def _parser() -> argparse.ArgumentParser:
         default="dyisru",
         help="without --converted: replace every norm by this function with random parameters (as fast as "
         "calibrated ones); default: dyisru",
+    )
+    model.add_argument(
+        "--optimize",
+        choices=OPTIMIZE,
+        default="none",
+        help="with --to: ort fuses attention and the like for ONNX Runtime before replacing (%(default)s)",
     )
     for kind in (ops, model):
         kind.add_argument("--rows", nargs="+", type=_size, metavar="BxT", help="batch x length, as 8x128")

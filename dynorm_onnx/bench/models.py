@@ -22,6 +22,7 @@ from dynorm_onnx.graph.lower import lower
 from dynorm_onnx.graph.rewrite import replace
 from dynorm_onnx.graph.sites import find_sites
 from dynorm_onnx.runtime.arrays import Feeds, run
+from dynorm_onnx.runtime.fuse import fuse_for_ort
 from dynorm_onnx.runtime.session import Provider, run_model
 from dynorm_onnx.runtime.timing import Timing
 from dynorm_onnx.runtime.variants import FUSED, ORIGINAL, make_variants, time_model
@@ -70,14 +71,16 @@ def bench_model(
             yield from (_row(title, timing, fused) for timing in timings)
 
 
-def make_untrained(original: Path, to: str) -> ir.Model:
+def make_untrained(original: Path, to: str, *, optimize: str = "none") -> ir.Model:
     """The model with every norm replaced and random parameters: useless, and exactly as fast as a good one.
 
-    Raises NoSiteError where the model has no norm, UsageError for an unknown function.
+    `optimize="ort"` fuses it for ONNX Runtime first, as the converter does. Raises NoSiteError where the model has no
+    norm, UsageError for an unknown function, ModelError where it cannot be fused.
     """
     if to not in REGISTRY:
         raise UsageError(f"--to {to!r} is not one of {', '.join(REGISTRY)}")
-    model = model_io.prepare(model_io.load(original))
+    loaded = model_io.load(original)
+    model = model_io.prepare(fuse_for_ort(loaded) if optimize == "ort" else loaded)
     sites = find_sites(model, run=run_model).sites
     if not sites:
         raise NoSiteError(f"{original}: no norm was found that could be replaced")
