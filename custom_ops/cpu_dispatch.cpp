@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <new>
 
 #include "kernels.h"
 #include "simd_portable.h"
@@ -83,32 +84,53 @@ size_t element_size(Type type) {
     return 0;
 }
 
-template <class Real>
-static portable::Coefficients<Real> prepare(Function function, float first, float second) {
-    switch (function) {
-#define DYNORM_CASE(F) \
-    case Function::F: return portable::F::prepare<Real>(first, second);
-        DYNORM_FOR_EACH_FUNCTION(DYNORM_CASE)
-#undef DYNORM_CASE
-    }
-    return {};
+constexpr size_t kCacheLine = 64;
+
+void PreparedChannels::Free::operator()(void* memory) const {
+    ::operator delete(memory, std::align_val_t{kCacheLine});
 }
 
-template <class Real, class T>
-void PreparedChannels::fill(Function function, const RawParameters& raw, size_t channels,
-                            Channels<Real>* view) {
-    const size_t stride = channels + PerChannel<Real>::kPadding;
-    memory_.assign((4 * stride * sizeof(Real) + sizeof(double) - 1) / sizeof(double), 0.0);
-    Real* const weight = reinterpret_cast<Real*>(memory_.data());
+// The parameters of a channel, whether given one by one or once for all.
+struct FunctionParameters {
+    const RawParameters& raw;
+
+    float first(size_t c) const { return raw.first[raw.first_count == 1 ? 0 : c]; }
+    float second(size_t c) const { return raw.second ? raw.second[raw.second_count == 1 ? 0 : c] : 0.0f; }
+};
+
+template <class F>
+static bool all_ordinary(const FunctionParameters& parameters, size_t channels) {
+    for (size_t c = 0; c < channels; ++c) {
+        if (!F::ordinary(parameters.first(c), parameters.second(c))) return false;
+    }
+    return true;
+}
+
+template <class F, class Real, class T>
+void PreparedChannels::fill(const RawParameters& raw, size_t channels, Channels<Real>* view) {
+    if (all_ordinary<F>({raw}, channels)) {
+        fill_as<F, Real, T>(raw, channels, view);
+        view->ordinary = true;
+    } else {
+        fill_as<typename F::Anywhere, Real, T>(raw, channels, view);
+    }
+}
+
+template <class F, class Real, class T>
+void PreparedChannels::fill_as(const RawParameters& raw, size_t channels, Channels<Real>* view) {
+    constexpr size_t line = kCacheLine / sizeof(Real);
+    const size_t stride = (channels + PerChannel<Real>::kPadding + line - 1) / line * line;
+    memory_.reset(::operator new(4 * stride * sizeof(Real), std::align_val_t{kCacheLine}));
+    Real* const weight = static_cast<Real*>(memory_.get());
+    std::fill_n(weight, 4 * stride, Real(0));
     Real* const bias = weight + stride;
     Real* const first = bias + stride;
     Real* const second = first + stride;
+    const FunctionParameters parameters{raw};
     for (size_t c = 0; c < channels; ++c) {
-        weight[c] = portable::widen(static_cast<const T*>(raw.weight)[c]);
+        weight[c] = portable::widen(static_cast<const T*>(raw.weight)[c]) / Real(F::factor);
         bias[c] = portable::widen(static_cast<const T*>(raw.bias)[c]);
-        const float a = raw.first[raw.first_count == 1 ? 0 : c];
-        const float b = raw.second ? raw.second[raw.second_count == 1 ? 0 : c] : 0.0f;
-        const auto coefficients = prepare<Real>(function, a, b);
+        const auto coefficients = F::template prepare<Real>(parameters.first(c), parameters.second(c));
         first[c] = coefficients.first;
         second[c] = coefficients.second;
     }
@@ -116,16 +138,27 @@ void PreparedChannels::fill(Function function, const RawParameters& raw, size_t 
         const bool equal = std::all_of(values, values + channels, [&](Real v) { return v == values[0]; });
         return PerChannel<Real>{values, equal ? size_t(0) : ~size_t(0)};
     };
-    *view = {masked(weight), masked(bias), masked(first), masked(second), channels};
+    *view = {masked(weight), masked(bias), masked(first), masked(second), channels, false};
+}
+
+template <class Real, class T>
+void PreparedChannels::fill_for(Function function, const RawParameters& raw, size_t channels,
+                                Channels<Real>* view) {
+    switch (function) {
+#define DYNORM_CASE(F) \
+    case Function::F: return fill<portable::F, Real, T>(raw, channels, view);
+        DYNORM_FOR_EACH_FUNCTION(DYNORM_CASE)
+#undef DYNORM_CASE
+    }
 }
 
 PreparedChannels::PreparedChannels(Function function, Type type, const RawParameters& raw, size_t channels)
     : real_is_double_(type == Type::Double) {
     switch (type) {
-        case Type::Float: fill<float, float>(function, raw, channels, &floats_); break;
-        case Type::Half: fill<float, Half>(function, raw, channels, &floats_); break;
-        case Type::BFloat16: fill<float, BFloat16>(function, raw, channels, &floats_); break;
-        case Type::Double: fill<double, double>(function, raw, channels, &doubles_); break;
+        case Type::Float: fill_for<float, float>(function, raw, channels, &floats_); break;
+        case Type::Half: fill_for<float, Half>(function, raw, channels, &floats_); break;
+        case Type::BFloat16: fill_for<float, BFloat16>(function, raw, channels, &floats_); break;
+        case Type::Double: fill_for<double, double>(function, raw, channels, &doubles_); break;
     }
 }
 

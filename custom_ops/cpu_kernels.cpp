@@ -2,7 +2,7 @@
 // DYNORM_TARGET=portable, avx2, avx512 or neon; only the table has external linkage.
 #if defined(DYNORM_AVX512)
 #define DYNORM_VECTOR
-#include "erf_avx512.h"
+#include "tables_avx512.h"
 #elif defined(DYNORM_AVX2)
 #define DYNORM_VECTOR
 #include "simd_avx2.h"

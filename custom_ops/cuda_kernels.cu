@@ -22,8 +22,8 @@ __device__ inline double clamp(double t, double limit) { return t > limit ? limi
 
 __device__ inline float wide(float t) { return t; }
 __device__ inline float divide(float a, float b) { return __fdiv_rn(a, b); }
-__device__ inline float rsqrt_of_at_least_one(float q) { return __frsqrt_rn(q); }
-__device__ inline double rsqrt_of_at_least_one(double q) { return 1.0 / ::sqrt(q); }
+__device__ inline float two_over_root(float q) { return 2.0f * __frsqrt_rn(q); }
+__device__ inline double two_over_root(double q) { return 2.0 / ::sqrt(q); }
 
 template <class Real>
 __device__ inline Real inverse_root(float beta);
@@ -106,7 +106,7 @@ struct ThreadChannels {
 #pragma unroll
         for (int i = 0; i < width; ++i) {
             const size_t c = channel + i;
-            weight[i] = widen(a.weight[c]);
+            weight[i] = widen(a.weight[c]) / Real(F::factor);
             bias[i] = widen(a.bias[c]);
             const float second = F::parameters > 1 ? a.second[c * a.second_step] : 0.0f;
             coefficients[i] = F::template prepare<Real>(a.first[c * a.first_step], second);
@@ -117,8 +117,10 @@ struct ThreadChannels {
         Pack<T, width> y;
 #pragma unroll
         for (int i = 0; i < width; ++i) {
-            const Real f = F::apply(Real(widen(x.values[i])), coefficients[i].first, coefficients[i].second);
-            narrow(multiply_add(weight[i], f, bias[i]), &y.values[i]);
+            Real f[1] = {Real(widen(x.values[i]))};
+            const Real first[1] = {coefficients[i].first}, second[1] = {coefficients[i].second};
+            F::apply(f, first, second);
+            narrow(multiply_add(weight[i], f[0], bias[i]), &y.values[i]);
         }
         return y;
     }
@@ -243,9 +245,10 @@ const char* launch_for_type(const CudaCall& call) {
 namespace dynorm {
 
 const char* launch_on_cuda(const CudaCall& call) {
+    // The form that serves all parameters: they are on the device, and memory is slower than either form.
     switch (call.function) {
 #define DYNORM_CASE(F) \
-    case Function::F: return cuda::launch_for_type<cuda::F>(call);
+    case Function::F: return cuda::launch_for_type<cuda::F::Anywhere>(call);
         DYNORM_FOR_EACH_FUNCTION(DYNORM_CASE)
 #undef DYNORM_CASE
     }

@@ -2,6 +2,9 @@
 // lanes.
 #pragma once
 
+#include <algorithm>
+#include <type_traits>
+
 #include "formulas.h"
 #include "kernels.h"
 
@@ -95,8 +98,14 @@ static inline typename Lanes::Value rounded_sum(typename Lanes::Value x, typenam
 
 enum class Store { Cached, Streaming };
 
-// One run of elements within one row; the pointers are at its first element.
-template <class F, class T, bool has_skip, Store policy>
+// How many rows go side by side, so that a channel's coefficients are loaded once for all of them, and the
+// processor fetches as many streams ahead; in a single row, how many vectors. Scalars are left to the
+// compiler, which makes vectors of a plain loop.
+template <class Lanes>
+inline constexpr int kAtOnce = Lanes::width > 1 ? 4 : 1;
+
+// The same run of channels in `row_count` neighbouring rows; the pointers are at its first element.
+template <class F, class T, bool has_skip, Store policy, int row_count>
 struct Run {
     using Lanes = typename LanesOf<T>::type;
     using Value = typename Lanes::Value;
@@ -109,13 +118,6 @@ struct Run {
     Channels<Scalar> channels;
     size_t channel;  // of the first element
 
-    DYNORM_INLINE Value function_of(Value value, size_t i) const {
-        const size_t c = channel + i;
-        const Value shift = F::parameters > 1 ? Lanes::load(channels.second.from(c)) : Value(0);
-        const Value result = F::apply(value, Lanes::load(channels.first.from(c)), shift);
-        return multiply_add(Lanes::load(channels.weight.from(c)), result, Lanes::load(channels.bias.from(c)));
-    }
-
     static DYNORM_INLINE void put(T* to, Value value) {
         if constexpr (policy == Store::Streaming) {
             Lanes::store_streaming(to, value);
@@ -124,41 +126,56 @@ struct Run {
         }
     }
 
-    DYNORM_INLINE void full(size_t i) const {
-        Value value = Lanes::load(x + i);
-        if constexpr (has_skip) {
-            value = rounded_sum<Lanes, T>(value, Lanes::load(skip + i));
-            put(residual + i, value);
+    // `columns` vectors in each row, from element i on. All is read before anything is stored: a load right
+    // behind a store to an address of the same last 12 bits, as the rows' often are, would wait for it.
+    template <int columns, class Load, class Save>
+    DYNORM_INLINE void block(size_t i, const Load& load, const Save& save) const {
+        constexpr int n = row_count * columns;
+        Value weight[n], bias[n], first[n], second[n], values[n];
+        size_t place[n];
+        DYNORM_UNROLL
+        for (int k = 0; k < n; ++k) {
+            const size_t column = i + size_t(k % columns) * Lanes::width, c = channel + column;
+            place[k] = column + size_t(k / columns) * channels.count;
+            weight[k] = Lanes::load(channels.weight.from(c));
+            bias[k] = Lanes::load(channels.bias.from(c));
+            first[k] = Lanes::load(channels.first.from(c));
+            second[k] = F::parameters > 1 ? Lanes::load(channels.second.from(c)) : Value(0);
+            values[k] = load(x + place[k]);
+            if constexpr (has_skip) values[k] = rounded_sum<Lanes, T>(values[k], load(skip + place[k]));
         }
-        put(y + i, function_of(value, i));
+        if constexpr (has_skip) {
+            DYNORM_UNROLL
+            for (int k = 0; k < n; ++k) save(residual + place[k], values[k]);
+        }
+        F::apply(values, first, second);
+        DYNORM_UNROLL
+        for (int k = 0; k < n; ++k) save(y + place[k], multiply_add(weight[k], values[k], bias[k]));
     }
 
-    DYNORM_INLINE void partial(size_t i, size_t count) const {
-        Value value = Lanes::load_partial(x + i, count);
-        if constexpr (has_skip) {
-            value = rounded_sum<Lanes, T>(value, Lanes::load_partial(skip + i, count));
-            Lanes::store_partial(residual + i, value, count);
-        }
-        Lanes::store_partial(y + i, function_of(value, i), count);
-    }
-
-    void operator()(size_t count) const {
+    DYNORM_INLINE void operator()(size_t count) const {
+        const auto load = [](const T* from) { return Lanes::load(from); };
         size_t i = 0;
-#pragma GCC unroll 2
-        for (; i + Lanes::width <= count; i += Lanes::width) full(i);
-        if (i < count) partial(i, count - i);
+        if constexpr (row_count == 1 && kAtOnce<Lanes> > 1) {
+            constexpr size_t step = kAtOnce<Lanes> * Lanes::width;
+            for (; i + step <= count; i += step) block<kAtOnce<Lanes>>(i, load, put);
+        }
+        for (; i + Lanes::width <= count; i += Lanes::width) block<1>(i, load, put);
+        if (const size_t rest = count - i) {
+            block<1>(
+                i, [=](const T* from) { return Lanes::load_partial(from, rest); },
+                [=](T* to, Value value) { Lanes::store_partial(to, value, rest); });
+        }
     }
 };
 
+// The elements [begin, end): what is left of a row, whole rows side by side, what remains.
 template <class F, class T, bool has_skip, Store policy>
 static void rows(const Tensors& tensors, const void* prepared, size_t begin, size_t end) {
-    using Scalar = typename LanesOf<T>::type::Scalar;
-    const auto& channels = *static_cast<const Channels<Scalar>*>(prepared);
-    size_t channel = begin % channels.count;
-    for (size_t i = begin; i < end;) {
-        const size_t left_in_row = channels.count - channel;
-        const size_t count = left_in_row < end - i ? left_in_row : end - i;
-        const Run<F, T, has_skip, policy> run{
+    using Lanes = typename LanesOf<T>::type;
+    const auto& channels = *static_cast<const Channels<typename Lanes::Scalar>*>(prepared);
+    const auto run = [&](auto row_count, size_t i, size_t channel, size_t count) {
+        const Run<F, T, has_skip, policy, row_count> these{
             static_cast<const T*>(tensors.x) + i,
             has_skip ? static_cast<const T*>(tensors.skip) + i : nullptr,
             static_cast<T*>(tensors.y) + i,
@@ -166,9 +183,21 @@ static void rows(const Tensors& tensors, const void* prepared, size_t begin, siz
             channels,
             channel,
         };
-        run(count);
-        i += count;
-        channel = 0;
+        these(count);
+    };
+    constexpr std::integral_constant<int, 1> one;
+    constexpr std::integral_constant<int, kAtOnce<Lanes>> many;
+    size_t channel = begin % channels.count;
+    for (size_t i = begin; i < end;) {
+        if (channel == 0 && end - i >= many * channels.count) {
+            run(many, i, 0, channels.count);
+            i += many * channels.count;
+        } else {
+            const size_t count = std::min(channels.count - channel, end - i);
+            run(one, i, channel, count);
+            i += count;
+            channel = 0;
+        }
     }
 }
 
@@ -178,6 +207,11 @@ template <class F, class T, bool has_skip>
 static void kernel(const Tensors& tensors, const void* prepared, size_t begin, size_t end) {
     using Lanes = typename LanesOf<T>::type;
     const auto& channels = *static_cast<const Channels<typename Lanes::Scalar>*>(prepared);
+    if constexpr (!std::is_same_v<F, typename F::Anywhere>) {
+        if (!channels.ordinary) {
+            return kernel<typename F::Anywhere, T, has_skip>(tensors, prepared, begin, end);
+        }
+    }
     const uintptr_t places =
         reinterpret_cast<uintptr_t>(tensors.y) | reinterpret_cast<uintptr_t>(tensors.residual);
     const bool aligned = (places | begin * sizeof(T)) % (Lanes::width * sizeof(T)) == 0;

@@ -4,10 +4,14 @@
 //   DyT     y = weight * tanh(alpha * x) + bias           Zhu et al., arXiv 2503.10622
 //   Derf    y = weight * erf(alpha * x + shift) + bias    Chen et al., arXiv 2512.10938
 //
-// A function is one struct: `prepare` turns a channel's parameters into coefficients once, `apply` is the
-// element's formula. V is float, double or a vector of floats. What differs between them comes from the
-// simd_*.h header, or the .cu file, included before: fma (one rounding), multiply_add (one or two), clamp,
-// wide (what a rational function is held in), divide, rsqrt_of_at_least_one, inverse_root.
+// A function is one struct. `prepare` turns a channel's parameters into coefficients once. `apply` is the
+// formula for n elements, times `factor`, by which the weight is divided once instead; where a formula is long,
+// the n go through it side by side, step by step, since a processor looks only so far ahead for something to do
+// while it waits for a result. V is float, double or a vector of floats. `Anywhere` is the form for parameters
+// that are not `ordinary`: the struct itself where its formula serves them all. What differs between the
+// processors comes from the simd_*.h header, or the .cu file, included before: fma (one rounding), multiply_add
+// (one or two), clamp, wide (what a rational function is held in), divide, two_over_root (2 / sqrt(q) of normal
+// numbers), inverse_root.
 //
 // The namespace carries the target's name because each instruction set compiles these templates with its own
 // flags: under one name the linker would keep one copy, and could keep the AVX-512 one for every machine.
@@ -19,13 +23,7 @@
 #error "define DYNORM_TARGET to the name of the instruction set before including formulas.h"
 #endif
 
-#ifdef __CUDACC__
-#define DYNORM_INLINE __host__ __device__ inline __attribute__((always_inline))
-#define DYNORM_UNROLL _Pragma("unroll")
-#else
-#define DYNORM_INLINE inline __attribute__((always_inline))
-#define DYNORM_UNROLL _Pragma("GCC unroll 8")
-#endif
+#include "inline.h"
 
 namespace dynorm::DYNORM_TARGET {
 
@@ -71,20 +69,36 @@ DYNORM_INLINE V error_function(V t) {
 DYNORM_INLINE double hyperbolic_tangent(double t) { return ::tanh(t); }
 DYNORM_INLINE double error_function(double t) { return ::erf(t); }
 
-// x / sqrt(beta + x^2) = t / sqrt(1 + t^2) with t = x / sqrt(beta): x^2 overflows float32 from 1.9e19 on and
-// vanishes below 1e-23, t^2 beside 1 does neither once t is held where the function has become +-1.
-struct DyISRU {
+// Both of n values in place, where a processor has no better way (tables_avx512.h).
+template <class V, int n>
+DYNORM_INLINE void hyperbolic_tangents(V (&t)[n]) {
+    DYNORM_UNROLL
+    for (int i = 0; i < n; ++i) t[i] = hyperbolic_tangent(t[i]);
+}
+template <class V, int n>
+DYNORM_INLINE void error_functions(V (&t)[n]) {
+    DYNORM_UNROLL
+    for (int i = 0; i < n; ++i) t[i] = error_function(t[i]);
+}
+
+// x / sqrt(beta + x^2) = t / sqrt(1 + t^2) with t = x / sqrt(beta): t^2 beside 1 neither overflows nor
+// vanishes, whatever beta is, once t is held where the function has become +-1.
+struct ScaledDyISRU {
     static constexpr int parameters = 1;
-    static constexpr const char* parameter_names[2] = {"beta", ""};
+    static constexpr float factor = 2.0f;
+    using Anywhere = ScaledDyISRU;
 
     template <class Real>
     static DYNORM_INLINE Coefficients<Real> prepare(float beta, float) {
         return {inverse_root<Real>(beta), Real(0)};
     }
-    template <class V>
-    static DYNORM_INLINE V apply(V x, V inverse_root_beta, V) {
-        const V t = clamp(x * inverse_root_beta, saturation(x));
-        return t * rsqrt_of_at_least_one(multiply_add(t, t, V(1.0f)));
+    template <class V, int n>
+    static DYNORM_INLINE void apply(V (&x)[n], const V (&inverse_root_beta)[n], const V (&)[n]) {
+        DYNORM_UNROLL
+        for (int i = 0; i < n; ++i) {
+            const V t = clamp(x[i] * inverse_root_beta[i], saturation(x[i]));
+            x[i] = t * two_over_root(multiply_add(t, t, V(1.0f)));
+        }
     }
 
   private:
@@ -96,32 +110,72 @@ struct DyISRU {
     static constexpr DYNORM_INLINE double saturation(const double&) { return 1e9; }
 };
 
+// As it is written, one multiplication less: x is held where its square is a number still. Beside that square
+// an ordinary beta is nothing, so that the function has become +-1 there.
+struct DyISRU {
+    static constexpr int parameters = 1;
+    static constexpr const char* parameter_names[2] = {"beta", ""};
+    static constexpr float factor = 2.0f;
+    using Anywhere = ScaledDyISRU;
+
+    static bool ordinary(float beta, float) { return beta > 1e-30f && beta < 1e31f; }
+    template <class Real>
+    static DYNORM_INLINE Coefficients<Real> prepare(float beta, float) {
+        return {Real(beta), Real(0)};
+    }
+    template <class V, int n>
+    static DYNORM_INLINE void apply(V (&x)[n], const V (&beta)[n], const V (&)[n]) {
+        DYNORM_UNROLL
+        for (int i = 0; i < n; ++i) {
+            const V t = clamp(x[i], largest_square_root(x[i]));
+            x[i] = t * two_over_root(fma(t, t, beta[i]));
+        }
+    }
+
+  private:
+    template <class V>
+    static constexpr DYNORM_INLINE float largest_square_root(const V&) {
+        return 1.8e19f;
+    }
+    static constexpr DYNORM_INLINE double largest_square_root(const double&) { return 1e150; }
+};
+
 struct DyT {
     static constexpr int parameters = 1;
     static constexpr const char* parameter_names[2] = {"alpha", ""};
+    static constexpr float factor = 1.0f;
+    using Anywhere = DyT;
 
+    static bool ordinary(float, float) { return true; }
     template <class Real>
     static DYNORM_INLINE Coefficients<Real> prepare(float alpha, float) {
         return {Real(alpha), Real(0)};
     }
-    template <class V>
-    static DYNORM_INLINE V apply(V x, V alpha, V) {
-        return hyperbolic_tangent(x * alpha);
+    template <class V, int n>
+    static DYNORM_INLINE void apply(V (&x)[n], const V (&alpha)[n], const V (&)[n]) {
+        DYNORM_UNROLL
+        for (int i = 0; i < n; ++i) x[i] = x[i] * alpha[i];
+        hyperbolic_tangents(x);
     }
 };
 
 struct Derf {
     static constexpr int parameters = 2;
     static constexpr const char* parameter_names[2] = {"alpha", "shift"};
+    static constexpr float factor = 1.0f;
+    using Anywhere = Derf;
 
+    static bool ordinary(float, float) { return true; }
     template <class Real>
     static DYNORM_INLINE Coefficients<Real> prepare(float alpha, float shift) {
         return {Real(alpha), Real(shift)};
     }
     // One rounding for alpha x + shift: where the two cancel, a second would be the whole result.
-    template <class V>
-    static DYNORM_INLINE V apply(V x, V alpha, V shift) {
-        return error_function(fma(x, alpha, shift));
+    template <class V, int n>
+    static DYNORM_INLINE void apply(V (&x)[n], const V (&alpha)[n], const V (&shift)[n]) {
+        DYNORM_UNROLL
+        for (int i = 0; i < n; ++i) x[i] = fma(x[i], alpha[i], shift[i]);
+        error_functions(x);
     }
 };
 

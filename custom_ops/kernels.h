@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 namespace dynorm {
@@ -40,9 +41,10 @@ struct BFloat16 {
     uint16_t bits;
 };
 
-// One value for each channel, padded so that a kernel may read a whole vector from any channel on. Where all
-// are equal (one alpha for the tensor, a bias of zeros) the mask is 0 and every channel is read from the
-// first vector: with few rows, reading the parameters is most of the work.
+// One value for each channel, from a whole cache line on (a vector that straddles two takes twice as long to
+// load), and padded so that a kernel may read a whole vector from any channel on. Where all are equal (one
+// alpha for the tensor, a bias of zeros) the mask is 0 and every channel is read from the first vector: with
+// few rows, reading the parameters is most of the work.
 template <class Real>
 struct PerChannel {
     static constexpr size_t kPadding = 16;
@@ -61,6 +63,7 @@ struct Channels {
     PerChannel<Real> first;
     PerChannel<Real> second;
     size_t count;
+    bool ordinary;  // prepared for the function itself, not for its form Anywhere
 };
 
 // One call: `elements` is a multiple of channels.count. Outputs may be the very buffers of the inputs (same
@@ -102,10 +105,17 @@ class PreparedChannels {
 
   private:
     template <class Real, class T>
-    void fill(Function function, const RawParameters& raw, size_t channels, Channels<Real>* view);
+    void fill_for(Function function, const RawParameters& raw, size_t channels, Channels<Real>* view);
+    template <class F, class Real, class T>
+    void fill(const RawParameters& raw, size_t channels, Channels<Real>* view);
+    template <class F, class Real, class T>
+    void fill_as(const RawParameters& raw, size_t channels, Channels<Real>* view);
 
     bool real_is_double_;
-    std::vector<double> memory_;
+    struct Free {
+        void operator()(void* memory) const;
+    };
+    std::unique_ptr<void, Free> memory_;
     Channels<float> floats_{};
     Channels<double> doubles_{};
 };

@@ -30,12 +30,12 @@ static inline Vector clamp(Vector t, float limit) {
 // The divider works beside the multipliers; 12 bits and two Newton steps would take their time.
 static inline Vector divide(Vector a, Vector b) { return _mm256_div_ps(a.v, b.v); }
 
-// 11.5 bits, tripled: r (1 + e/2 + 3/8 e^2) with e = 1 - q r^2. A second-order step would leave 2e-7.
-static inline Vector rsqrt_of_at_least_one(Vector q) {
+// 11.5 bits, tripled: r (2 + e + 3/4 e^2) with e = 1 - q r^2. A second-order step would leave 2e-7.
+static inline Vector two_over_root(Vector q) {
     const __m256 r = _mm256_rsqrt_ps(q.v);
     const __m256 rest = _mm256_fnmadd_ps(_mm256_mul_ps(q.v, r), r, _mm256_set1_ps(1.0f));
-    const __m256 series = _mm256_fmadd_ps(rest, _mm256_set1_ps(0.375f), _mm256_set1_ps(0.5f));
-    return _mm256_fmadd_ps(_mm256_mul_ps(r, rest), series, r);
+    const __m256 series = _mm256_fmadd_ps(rest, _mm256_set1_ps(0.75f), _mm256_set1_ps(1.0f));
+    return _mm256_mul_ps(r, _mm256_fmadd_ps(rest, series, _mm256_set1_ps(2.0f)));
 }
 
 static inline __m256i first_lanes(size_t count) {

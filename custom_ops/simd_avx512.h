@@ -34,10 +34,10 @@ static inline Vector divide(Vector a, Vector b) {
     return _mm512_mul_ps(a.v, _mm512_fmadd_ps(r, rest, r));
 }
 
-static inline Vector rsqrt_of_at_least_one(Vector q) {
+// 14 bits, doubled by one Newton step: r (3 - q r^2).
+static inline Vector two_over_root(Vector q) {
     const __m512 r = _mm512_rsqrt14_ps(q.v);
-    const __m512 rest = _mm512_fnmadd_ps(_mm512_mul_ps(q.v, r), r, _mm512_set1_ps(1.0f));
-    return _mm512_fmadd_ps(_mm512_mul_ps(r, _mm512_set1_ps(0.5f)), rest, r);
+    return _mm512_mul_ps(r, _mm512_fnmadd_ps(_mm512_mul_ps(q.v, r), r, _mm512_set1_ps(3.0f)));
 }
 
 static inline __mmask16 first_lanes(size_t count) { return __mmask16((1u << count) - 1u); }

@@ -29,11 +29,11 @@ static inline Vector clamp(Vector t, float limit) {
 
 static inline Vector divide(Vector a, Vector b) { return vdivq_f32(a.v, b.v); }
 
-// 8 bits, doubled twice; vrsqrts is (3 - a b) / 2.
-static inline Vector rsqrt_of_at_least_one(Vector q) {
+// 8 bits, doubled twice; vrsqrts is (3 - a b) / 2, and the second step does without the half.
+static inline Vector two_over_root(Vector q) {
     float32x4_t r = vrsqrteq_f32(q.v);
     r = vmulq_f32(r, vrsqrtsq_f32(vmulq_f32(q.v, r), r));
-    return vmulq_f32(r, vrsqrtsq_f32(vmulq_f32(q.v, r), r));
+    return vmulq_f32(r, vfmsq_f32(vdupq_n_f32(3.0f), vmulq_f32(q.v, r), r));
 }
 
 static inline Vector load(const float* from) { return vld1q_f32(from); }

@@ -30,8 +30,8 @@ static inline double clamp(double t, double limit) { return t > limit ? limit : 
 // Without FMA a rational function in float would lose 4e-7; on the way it is held in double.
 static inline double wide(float t) { return t; }
 static inline float divide(double a, double b) { return float(a / b); }
-static inline float rsqrt_of_at_least_one(float q) { return 1.0f / __builtin_sqrtf(q); }
-static inline double rsqrt_of_at_least_one(double q) { return 1.0 / __builtin_sqrt(q); }
+static inline float two_over_root(float q) { return 2.0f / __builtin_sqrtf(q); }
+static inline double two_over_root(double q) { return 2.0 / __builtin_sqrt(q); }
 
 template <class Real>
 static inline Real inverse_root(float beta) {

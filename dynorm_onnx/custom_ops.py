@@ -28,10 +28,15 @@ def library_path() -> Path | None:
     Looked for in this order: the file that the environment variable DYNORM_LIBRARY names; beside this module (an
     installed wheel, or ``cmake --install`` into the checkout); among the files of the installed distribution (an
     editable install keeps built files apart from the sources).
+
+    Raises ProviderError where DYNORM_LIBRARY names a file that is not there.
     """
     named = os.environ.get("DYNORM_LIBRARY")
     if named:
-        return Path(named)
+        path = Path(named)
+        if not path.is_file():
+            raise ProviderError(f"the environment variable DYNORM_LIBRARY names {named}, and there is no such file.")
+        return path
     candidates = [Path(__file__).with_name(_FILE_NAME)]
     try:
         installed = importlib.metadata.distribution(_DISTRIBUTION)
@@ -43,8 +48,11 @@ def library_path() -> Path | None:
 
 @cache
 def _providers_of(path: Path) -> tuple[str, ...]:
-    library = ctypes.CDLL(str(path))
-    library.dynorm_providers.restype = ctypes.c_char_p
+    try:
+        library = ctypes.CDLL(str(path))
+        library.dynorm_providers.restype = ctypes.c_char_p
+    except (OSError, AttributeError) as error:  # not a library, or not this one
+        raise ProviderError(f"{path} is not dynorm-onnx's custom-op library: {error}") from error
     return tuple(library.dynorm_providers().decode().split(","))
 
 
@@ -52,6 +60,7 @@ def library_providers() -> tuple[str, ...]:
     """The ONNX Runtime providers that the library has kernels for; empty without a library.
 
     ``("CPUExecutionProvider",)``, with ``"CUDAExecutionProvider"`` behind it if the library was built with nvcc.
+    Raises ProviderError where the file that DYNORM_LIBRARY names is missing, or is another library.
     """
     path = library_path()
     return _providers_of(path) if path else ()

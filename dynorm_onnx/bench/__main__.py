@@ -13,14 +13,15 @@ from typing import TypeVar
 
 from rich.console import Console
 
-from dynorm_onnx.bench.models import bench_model, make_untrained
+from dynorm_onnx.bench.models import bench_model, is_replaced, make_untrained
 from dynorm_onnx.bench.operators import ELEMENT_TYPES
 from dynorm_onnx.bench.ops import OpsGrid, bench_ops
-from dynorm_onnx.bench.plot import plot_model, plot_ops, require_matplotlib
+from dynorm_onnx.bench.plot import plot_model, plot_ops
 from dynorm_onnx.bench.show import as_json, print_model, print_ops
 from dynorm_onnx.config import OPTIMIZE
 from dynorm_onnx.errors import DynormError
 from dynorm_onnx.functions import REGISTRY
+from dynorm_onnx.plotting import require_matplotlib
 from dynorm_onnx.runtime.session import PROVIDERS
 
 Row = TypeVar("Row")
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logging.getLogger("dynorm_onnx").setLevel(logging.INFO)
     try:
         if options.plot:
-            require_matplotlib()  # not after minutes of measuring
+            require_matplotlib("--plot")  # not after minutes of measuring
         options.bench(options)
     except DynormError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -72,7 +73,11 @@ def _ops(options: argparse.Namespace) -> None:
 
 
 def _model(options: argparse.Namespace) -> None:
-    converted = options.converted or make_untrained(options.file, options.to, optimize=options.optimize)
+    converted = options.converted
+    if converted is None and is_replaced(options.file):
+        converted = options.file  # a model without norms: there is no other original
+    elif converted is None:
+        converted = make_untrained(options.file, options.to, optimize=options.optimize)
     rows = _collect(
         bench_model(
             options.file,
@@ -118,7 +123,12 @@ def _parser() -> argparse.ArgumentParser:
     ops.add_argument("--channels", nargs="+", type=_positive, metavar="C", help="default: 768 2048 4096")
     model = kinds.add_parser("model", help="a model in its four variants, prefill and one-token decode")
     model.set_defaults(bench=_model)
-    model.add_argument("file", type=Path, metavar="FILE", help="the original ONNX model")
+    model.add_argument(
+        "file",
+        type=Path,
+        metavar="FILE",
+        help="the original ONNX model; or one that holds our functions already, to be timed with and without kernels",
+    )
     either = model.add_mutually_exclusive_group()
     either.add_argument("--converted", type=Path, metavar="FILE", help="what it was converted to")
     either.add_argument(

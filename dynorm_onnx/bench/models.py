@@ -19,7 +19,7 @@ from dynorm_onnx.errors import NoSiteError, UsageError
 from dynorm_onnx.functions import REGISTRY
 from dynorm_onnx.graph import model_io
 from dynorm_onnx.graph.lower import lower
-from dynorm_onnx.graph.rewrite import replace
+from dynorm_onnx.graph.rewrite import count_replacements, replace
 from dynorm_onnx.graph.sites import find_sites
 from dynorm_onnx.runtime.arrays import Feeds, run
 from dynorm_onnx.runtime.fuse import fuse_for_ort
@@ -69,6 +69,11 @@ def bench_model(
             timings = time_model(sessions, feeds, provider=provider, seconds=seconds)
             fused = next(timing.median_ms for timing in timings if timing.variant == FUSED)
             yield from (_row(title, timing, fused) for timing in timings)
+
+
+def is_replaced(model: Path) -> bool:
+    """Whether a file holds our functions already: one that was converted, or exported from PyTorch."""
+    return count_replacements(model_io.load(model)) > 0
 
 
 def make_untrained(original: Path, to: str, *, optimize: str = "none") -> ir.Model:

@@ -19,6 +19,7 @@ from dynorm_onnx.functions import DOMAIN, DOMAIN_VERSION, REGISTRY, Function, No
 
 OPSET = 17  # the first with LayerNormalization
 _IR_VERSION = 8
+_CACHE_LINE = 64  # bytes
 _MICROSOFT = "com.microsoft"
 
 RMS_NORM, LAYER_NORM, COPY = "RMSNorm", "LayerNorm", "copy"
@@ -65,12 +66,24 @@ class OperatorModel:
         return model
 
     def feeds(self, batch: int, length: int, seed: int = 0) -> dict[str, np.ndarray]:
-        """Normally distributed x, and skip, [batch, length, C]; never zeros, which some hardware favours."""
+        """Normally distributed x, and skip, [batch, length, C]; never zeros, which some hardware favours.
+
+        They lie where ONNX Runtime would put them, at whole cache lines; NumPy's own arrays do not.
+        """
         rng = np.random.default_rng(seed)
         shape = (batch, length, self.channels)
         dtype = helper.tensor_dtype_to_np_dtype(ELEMENT_TYPES[self.dtype])
         names = ("x", "skip") if self.skip else ("x",)
-        return {name: rng.standard_normal(shape, np.float32).astype(dtype) for name in names}
+        return {name: _at_cache_line(rng.standard_normal(shape, np.float32).astype(dtype)) for name in names}
+
+
+def _at_cache_line(array: np.ndarray) -> np.ndarray:
+    """A copy of the array that begins at a whole cache line."""
+    room = np.empty(array.nbytes + _CACHE_LINE, np.uint8)
+    start = -room.ctypes.data % _CACHE_LINE
+    aligned = room[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    aligned[...] = array
+    return aligned
 
 
 def random_parameters(function: Function, channels: int, rng: np.random.Generator) -> NormParameters:

@@ -11,19 +11,10 @@ from dynorm_onnx.bench.models import ModelRow
 from dynorm_onnx.bench.operators import RMS_NORM
 from dynorm_onnx.bench.ops import OpsRow
 from dynorm_onnx.bench.show import cell, describe
-from dynorm_onnx.errors import UsageError
+from dynorm_onnx.plotting import require_matplotlib, save_figure
 
 _COLUMNS = 2
 _PANEL_INCHES = (7.0, 3.6)
-
-
-def require_matplotlib() -> Any:
-    """matplotlib's Figure class; raises UsageError where matplotlib is not installed."""
-    try:
-        from matplotlib.figure import Figure  # without pyplot there is no window and no global state
-    except ImportError as error:
-        raise UsageError("--plot needs matplotlib: `pip install dynorm-onnx[report]`") from error
-    return Figure
 
 
 def plot_ops(rows: Sequence[OpsRow], path: Path) -> None:
@@ -42,7 +33,7 @@ def plot_ops(rows: Sequence[OpsRow], path: Path) -> None:
         axes.set_xlabel("rows (batch x length)")
         axes.set_ylabel("speed, RMSNorm's = 1")
         axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
-    _save(figure, path)
+    save_figure(figure, path, "--plot")
 
 
 def plot_model(name: str, rows: Sequence[ModelRow], path: Path) -> None:
@@ -57,22 +48,15 @@ def plot_model(name: str, rows: Sequence[ModelRow], path: Path) -> None:
         axes.invert_yaxis()
         axes.set_title(f"{name}, {batch}", fontsize=10)
         axes.set_xlabel("ms")
-    _save(figure, path)
+    save_figure(figure, path, "--plot")
 
 
 def _panels(count: int) -> tuple[Any, list[Any]]:
     columns = min(count, _COLUMNS)
     lines = -(-count // columns)
     width, height = _PANEL_INCHES
-    figure = require_matplotlib()(figsize=(width * columns, height * lines), layout="constrained")
+    figure = require_matplotlib("--plot")(figsize=(width * columns, height * lines), layout="constrained")
     panels = figure.subplots(lines, columns, squeeze=False).ravel().tolist()
     for unused in panels[count:]:
         unused.set_visible(False)
     return figure, panels
-
-
-def _save(figure: Any, path: Path) -> None:
-    try:
-        figure.savefig(path, dpi=120)
-    except (OSError, ValueError) as error:  # ValueError: no such image format
-        raise UsageError(f"--plot {path}: cannot be written: {error}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import onnxruntime as ort
@@ -11,6 +12,7 @@ import pytest
 
 from dynorm_onnx import custom_ops
 from dynorm_onnx.errors import ProviderError
+from dynorm_onnx.runtime.session import has_kernels
 
 
 def nowhere(name: str) -> importlib.metadata.Distribution:
@@ -54,6 +56,31 @@ def test_an_installed_distribution_is_searched(monkeypatch: pytest.MonkeyPatch, 
 
     monkeypatch.setattr(importlib.metadata, "distribution", lambda name: Installed())
     assert custom_ops.library_path() == installed
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        custom_ops.library_path,
+        custom_ops.library_providers,
+        lambda: custom_ops.register(ort.SessionOptions()),
+        lambda: has_kernels("cpu"),
+    ],
+)
+def test_a_missing_library_is_named(use: Callable[[], object], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    missing = tmp_path / "missing.so"
+    monkeypatch.setenv("DYNORM_LIBRARY", str(missing))
+    with pytest.raises(ProviderError, match="DYNORM_LIBRARY") as caught:
+        use()
+    assert str(missing) in str(caught.value)
+
+
+def test_another_library_has_no_providers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong.so"
+    wrong.write_text("not a library")
+    monkeypatch.setenv("DYNORM_LIBRARY", str(wrong))
+    with pytest.raises(ProviderError, match=r"wrong\.so is not"):
+        custom_ops.library_providers()
 
 
 def test_a_file_that_is_no_library_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
