@@ -1,0 +1,188 @@
+"""A Triton model repository with an ONNX model: model, weights, library, config.pbtxt.
+
+    REPO/NAME/config.pbtxt
+    REPO/NAME/1/model.onnx, model.onnx.data, libdynorm_ops.so (and model.py for the Python backend)
+
+The layout is Triton's (docs/user_guide/model_repository.md of triton-inference-server/server).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+import onnx_ir as ir
+
+from dynorm_onnx import custom_ops
+from dynorm_onnx.errors import ModelError, UsageError
+from dynorm_onnx.functions.base import DOMAIN
+from dynorm_onnx.graph import model_io
+from dynorm_onnx.runtime.session import has_kernels
+from dynorm_onnx.serving.config_pbtxt import KINDS, TritonConfig
+from dynorm_onnx.serving.folders import new_folder
+from dynorm_onnx.serving.tensors import ServedSignature, served_signature
+
+log = logging.getLogger(__name__)
+
+Backend = Literal["onnxruntime", "python"]
+
+BACKENDS = ("onnxruntime", "python")
+DEFAULT_BATCH = 8
+HOST_REPOSITORY = "/models"
+LIBRARY_NAME = "libdynorm_ops.so"  # triton_model.py, which stands alone, knows it too
+
+_MODEL, _VERSION = "model.onnx", "1"
+_PROGRAM = Path(__file__).with_name("triton_model.py")
+
+
+def write_triton_model(
+    model: str | os.PathLike[str],
+    repository: str | os.PathLike[str],
+    name: str | None = None,
+    *,
+    backend: Backend = "onnxruntime",
+    provider: str = "cpu",
+    instances: int = 1,
+    max_batch_size: int | None = None,
+    max_delay_us: int = 100,
+    threads: int = 0,
+    library: bool = True,
+    host_repository: str = HOST_REPOSITORY,
+) -> Path:
+    """Write REPOSITORY/NAME, a model that Triton loads; the model file itself is not changed.
+
+    Args:
+        model: an ONNX file, converted or not.
+        repository: the model repository, made if it is not there.
+        name: of the model in the server; by default the file's, without its suffix.
+        backend: "onnxruntime", Triton's own, or "python": a model.py that opens the file with dynorm_onnx.session().
+        provider: "cpu" or "cuda": where the instances run.
+        instances: copies of the model that answer side by side (on each GPU, for "cuda").
+        max_batch_size: requests' samples in one batch; None: 8 where the first axis of all inputs and outputs is one
+            and the same named free size, and 0, no batching, elsewhere.
+        max_delay_us: microseconds that a request waits for others to share a batch with.
+        threads: within an operator, of each instance; 0 leaves the choice to ONNX Runtime.
+        library: put the custom-op library beside a converted model and name it; without, the function bodies run.
+        host_repository: the path of the repository inside the serving host: Triton loads the library by this path.
+
+    Returns:
+        The folder written.
+
+    Raises:
+        ModelError: the model cannot be read or be served; the tensor is named. UsageError: a knob is out of range, or
+        the folder is there already; then nothing was written.
+    """
+    source = Path(model)
+    name = _checked_name(name if name is not None else source.stem)
+    _check_knobs(backend, provider, instances, max_delay_us, threads)
+    loaded = model_io.load(source)
+    signature = served_signature(loaded)
+    _check_backend(backend, signature)
+    library_file = _library_for(provider) if library and _uses_dynorm(loaded) else None
+    config = TritonConfig(
+        name=name,
+        backend=backend,
+        model_file=_MODEL if backend == "onnxruntime" else "model.py",
+        signature=signature,
+        max_batch_size=_batch_size(signature, max_batch_size),
+        provider=provider,
+        instances=instances,
+        max_delay_us=max_delay_us,
+        libraries=_host_paths(host_repository, name) if library_file and backend == "onnxruntime" else (),
+        parameters=_parameters(backend, provider, threads),
+    )
+    with new_folder(Path(repository) / name) as folder:
+        version = folder / _VERSION
+        version.mkdir()
+        _put_model(loaded, source, version / _MODEL)
+        if library_file is not None:
+            shutil.copyfile(library_file, version / LIBRARY_NAME)
+        if backend == "python":
+            shutil.copyfile(_PROGRAM, version / "model.py")
+        (folder / "config.pbtxt").write_text(config.text(), encoding="utf-8")
+    return Path(repository) / name
+
+
+def _checked_name(name: str) -> str:
+    if not name or name.startswith(".") or "/" in name or "\0" in name:
+        raise UsageError(f"--name {name!r}: a model's name is the name of its folder, and this is none.")
+    return name
+
+
+def _check_knobs(backend: str, provider: str, instances: int, max_delay_us: int, threads: int) -> None:
+    for knob, value, choices in (("--backend", backend, BACKENDS), ("--provider", provider, tuple(KINDS))):
+        if value not in choices:
+            raise UsageError(f"{knob} {value!r} is not one of {', '.join(choices)}")
+    for knob, number, least in (("--instances", instances, 1), ("--max-delay-us", max_delay_us, 0)):
+        if number < least:
+            raise UsageError(f"{knob} must be at least {least}, not {number}")
+    if threads < 0:
+        raise UsageError(f"--threads must be at least 0, not {threads}")
+
+
+def _check_backend(backend: str, signature: ServedSignature) -> None:
+    """Tensors of the Python backend are numpy arrays; strings crash servers built against NumPy 1 (up to 24.10)."""
+    for tensor in (*signature.inputs, *signature.outputs):
+        if backend == "python" and tensor.data_type in ("TYPE_BF16", "TYPE_STRING"):
+            raise ModelError(
+                f"{tensor.name!r} is {tensor.data_type}, which cannot be handed to Python: use --backend onnxruntime"
+            )
+
+
+def _uses_dynorm(model: ir.Model) -> bool:
+    return DOMAIN in model.opset_imports
+
+
+def _library_for(provider: str) -> Path | None:
+    """The library, if there is one that can serve the provider; a warning says so if not."""
+    path = custom_ops.library_path()
+    if path is None:
+        log.warning("dynorm-onnx was installed without its custom-op library: the model runs by its function bodies")
+        return None
+    if not has_kernels(provider):
+        log.warning("%s has no kernels for %s: it is left out, the model runs by its function bodies", path, provider)
+        return None
+    return path
+
+
+def _batch_size(signature: ServedSignature, asked: int | None) -> int:
+    if asked is None:
+        return DEFAULT_BATCH if signature.shares_batch else 0
+    if asked < 0:
+        raise UsageError(f"--max-batch-size must be at least 0, not {asked}")
+    if asked:
+        signature.check_batch(asked)
+    return asked
+
+
+def _host_paths(host_repository: str, name: str) -> tuple[str, ...]:
+    if not host_repository.startswith("/"):
+        raise UsageError(
+            f"--host-repository {host_repository!r} must be an absolute path: Triton loads the library by it as given"
+        )
+    return (str(PurePosixPath(host_repository) / name / _VERSION / LIBRARY_NAME),)
+
+
+def _parameters(backend: str, provider: str, threads: int) -> dict[str, str]:
+    if backend == "python":
+        return {"provider": provider, "threads": str(threads)}
+    return {"intra_op_thread_count": str(threads)} if threads else {}
+
+
+def _put_model(model: ir.Model, source: Path, target: Path) -> None:
+    """The file as it is; one with external weights is written anew, with all of them in one file beside it."""
+    model_io.require_weights(model)
+    tensors = [value.const_value for graph in model.graphs() for value in graph.initializers.values()]
+    attributes = [
+        attribute.value
+        for node in model.graph.all_nodes()
+        for attribute in node.attributes.values()
+        if attribute.type == ir.AttributeType.TENSOR
+    ]
+    if any(isinstance(tensor, ir.ExternalTensor) for tensor in (*tensors, *attributes)):
+        model_io.save(model, target)
+    else:
+        shutil.copyfile(source, target)

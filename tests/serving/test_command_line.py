@@ -1,0 +1,73 @@
+"""python -m dynorm_onnx.serving: what it prints, where it writes, and what it leaves with."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+
+from dynorm_onnx.serving.__main__ import main
+from tests.shipped import FOLDER, MODEL, TEXT
+
+
+def test_triton_and_kubernetes(converted: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    models = tmp_path / "models"
+    assert main(["triton", str(converted), "-o", str(models), "--name", "lm", "--max-batch-size", "4"]) == 0
+    assert capsys.readouterr().out.strip() == str(models / "lm")
+    assert "max_batch_size: 4" in (models / "lm" / "config.pbtxt").read_text()
+    assert main(["kubernetes", str(models), "--name", "lm", "--replicas", "2", "5"]) == 0
+    printed = capsys.readouterr().out
+    assert (
+        main(["kubernetes", str(models), "--name", "lm", "--replicas", "2", "5", "-o", str(tmp_path / "lm.yaml")]) == 0
+    )
+    assert (tmp_path / "lm.yaml").read_text() == printed
+    assert "maxReplicas: 5" in printed and printed.count("---") == 2
+
+
+def test_genai(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    runpy.run_path(str(FOLDER / "genai.py"))["write"](tmp_path / "in")
+    quick = ["--samples", "8", "--max-length", "64", "--method", "fit", "--no-validate", "--no-time", "--to", "dyt"]
+    assert (
+        main(["genai", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--data", str(TEXT), "--json", *quick]) == 0
+    )
+    report = json.loads(capsys.readouterr().out)
+    assert report["to"] == "dyt" and report["output"] == str(tmp_path / "out" / "model.onnx")
+    assert [site["status"] for site in report["sites"]] == ["converted"] * 9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["triton", "gone.onnx", "-o", "OUT"], "gone.onnx: there is no such file"),
+        (["triton", str(MODEL), "-o", "OUT", "--name", "a/b"], "--name 'a/b'"),
+        (["genai", "OUT", "-o", "OUT"], "is no ONNX Runtime GenAI folder"),
+        (["kubernetes", "OUT"], "is no model repository"),
+        (["kubernetes", "OUT", "--scale-on", "cpu"], "--scale-on 'cpu'"),
+    ],
+)
+def test_errors_are_sentences(
+    arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert said in captured.err and "Traceback" not in captured.err and not captured.out
+    assert not (tmp_path / "OUT").exists()
+
+
+@pytest.mark.parametrize(("kind", "module"), [("triton", "tritonclient"), ("genai", "onnxruntime_genai")])
+def test_a_missing_extra_is_named(kind: str, module: str, capsys: pytest.CaptureFixture) -> None:
+    if importlib.util.find_spec(module) is not None:
+        pytest.skip(f"{module} is installed")
+    assert main(["bench", kind, "x"]) == 2
+    assert "pip install 'dynorm-onnx[serving]'" in capsys.readouterr().err
+
+
+def test_no_server_is_a_sentence(capsys: pytest.CaptureFixture) -> None:
+    pytest.importorskip("tritonclient.grpc", reason="pip install 'dynorm-onnx[serving]'")
+    for protocol in ("grpc", "http"):
+        assert main(["bench", "triton", "x", "--protocol", protocol, "--url", "127.0.0.1:9"]) == 2
+        assert "no Triton server answers at 127.0.0.1:9" in capsys.readouterr().err
