@@ -7,29 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
+from dynorm_onnx.graph.unique_names import Names
+
 Attribute = int | float | str | Sequence[int] | ir.TensorProtocol
-
-
-class Names:
-    """Every name in a model, so that a new one can be chosen that is not among them."""
-
-    def __init__(self, model: ir.Model) -> None:
-        self._used: set[str | None] = set()
-        for graph in model.graphs():
-            self._used.update(value.name for value in graph.inputs)
-            self._used.update(graph.initializers)
-            for node in graph:
-                self._used.add(node.name)
-                self._used.update(value.name for value in node.outputs)
-
-    def unique(self, stem: str) -> str:
-        """`stem`, or `stem_1` and so on if that is taken."""
-        name, count = stem, 0
-        while name in self._used:
-            count += 1
-            name = f"{stem}_{count}"
-        self._used.add(name)
-        return name
 
 
 class Emitter:

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from dynorm_onnx.graph.forms.index import GraphIndex, is_op
 from dynorm_onnx.graph.norm_site import NearMiss, NormSite, Refusal, SitesFound
+from dynorm_onnx.graph.unique_names import Names
 
 # "model.layers.0.norm.weight" of PyTorch, "model/block_0/norm/gamma/read:0" of TensorFlow and Keras.
 _OF_MODULE = re.compile(r"(.+)[./](?:weight|gamma|scale)(?:/read|/ReadVariableOp)?(?::0)?", re.IGNORECASE)
@@ -29,7 +30,7 @@ def with_names(
     modules = [_module(index, site.weight) for site in sites]
     times = Counter(modules)
     names = [m if m and times[m] == 1 else site.name for m, site in zip(modules, sites, strict=True)]
-    unique = _Unique()
+    unique = Names(first=2).unique
     return SitesFound(
         tuple(dataclasses.replace(s, name=unique(n)) for n, s in zip(names, sites, strict=True)),
         tuple(dataclasses.replace(r, name=unique(r.name)) for r in refused),
@@ -49,18 +50,3 @@ def _module(index: GraphIndex, weight: ir.Value | None) -> str | None:
             break
     found = _OF_MODULE.fullmatch(weight.name) if weight is not None and weight.name else None
     return None if found is None else found[1]
-
-
-class _Unique:
-    """Gives each name once; a repeated name gets a number."""
-
-    def __init__(self) -> None:
-        self._given: set[str] = set()
-
-    def __call__(self, name: str) -> str:
-        unique, count = name, 1
-        while unique in self._given:
-            count += 1
-            unique = f"{name}_{count}"
-        self._given.add(unique)
-        return unique

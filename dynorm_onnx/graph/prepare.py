@@ -8,7 +8,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, ShapeInferencePass
 
-from dynorm_onnx.graph.emit import Names, add_initializer
+from dynorm_onnx.graph.emit import add_initializer
+from dynorm_onnx.graph.unique_names import Names
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +91,7 @@ def _unshadow(model: ir.Model) -> None:
         if graph is not model.graph
         for value in (*graph.inputs, *(output for node in graph for output in node.outputs))
     }
-    names = Names(model)
+    names = Names.of(model)
     for value in (output for node in model.graph for output in node.outputs):
         if value.name in inner and value.name and not value.is_graph_output():
             value.name = names.unique(value.name)
@@ -101,15 +102,9 @@ def _name_nodes(model: ir.Model) -> None:
 
     Names of values stay, in bodies too: ONNX Runtime's search operators know their bodies' inputs by name.
     """
-    used: set[str] = set()
+    names = Names()
     for node in model.graph.all_nodes():
-        stem = node.name or next((str(v.name) for v in node.outputs if v.name), node.op_type)
-        name, count = stem, 0
-        while name in used:
-            count += 1
-            name = f"{stem}_{count}"
-        used.add(name)
-        node.name = name
+        node.name = names.unique(node.name or next((str(v.name) for v in node.outputs if v.name), node.op_type))
 
 
 def _functions_with_norms(model: ir.Model) -> set[ir.OperatorIdentifier]:

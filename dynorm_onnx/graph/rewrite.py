@@ -11,8 +11,9 @@ from onnx_ir.passes.common import RemoveUnusedFunctionsPass
 from dynorm_onnx.errors import UsageError
 from dynorm_onnx.functions import DOMAIN, DOMAIN_VERSION, REGISTRY, Function, NormParameters, onnx_function
 from dynorm_onnx.functions.body import IR_VERSION
-from dynorm_onnx.graph.emit import Names, add_initializer, remove_dead, take_over
+from dynorm_onnx.graph.emit import add_initializer, remove_dead, take_over
 from dynorm_onnx.graph.lower import LoweredNorm, sum_operands
+from dynorm_onnx.graph.unique_names import Names
 
 
 def replace(model: ir.Model, norm: LoweredNorm, function_name: str, parameters: NormParameters) -> ir.Node:
@@ -24,10 +25,10 @@ def replace(model: ir.Model, norm: LoweredNorm, function_name: str, parameters: 
     form. Returns the new node, which has the old one's name. Raises UsageError for an unknown function.
     """
     function = _function(function_name)
-    node = _node_in(model, norm)
+    node = node_in(model, norm)
     x, y = node.inputs[0], node.outputs[0]
     assert x is not None
-    names = Names(model)
+    names = Names.of(model)
     values = [
         add_initializer(model.graph, names.unique(f"{norm.site_name}.{function.name}.{name}"), array)
         for name, array in _arrays(function, parameters, norm.dtype).items()
@@ -45,7 +46,7 @@ def replace(model: ir.Model, norm: LoweredNorm, function_name: str, parameters: 
         take_over(y, new.outputs[0])
         take_over(x, new.outputs[1])
         remove_dead([add, node])
-    _add_body(model, function, norm.dtype, skip=operands is not None)
+    add_body(model, function, norm.dtype, skip=operands is not None)
     return new
 
 
@@ -61,10 +62,16 @@ def set_parameters(node: ir.Node, parameters: NormParameters) -> None:
         value.shape = ir.Shape(array.shape)
 
 
-def set_initializers(model: ir.Model, arrays: Mapping[str, np.ndarray]) -> None:
+def set_initializers(model: ir.Model, arrays: Mapping[str, np.ndarray | ir.TensorProtocol]) -> None:
     """Overwrites initializers of the main graph by name; types and shapes stay as they are."""
     for name, array in arrays.items():
-        model.graph.initializers[name].const_value = ir.tensor(array, name=name)
+        tensor = ir.tensor(array, name=name) if isinstance(array, np.ndarray) else array
+        model.graph.initializers[name].const_value = tensor
+
+
+def count_replacements(model: ir.Model) -> int:
+    """How many nodes of `model` are functions that replace a norm: one that was converted, or exported from PyTorch."""
+    return sum(node.domain == DOMAIN for node in model.graph.all_nodes())
 
 
 def drop_unused_functions(model: ir.Model) -> None:
@@ -80,7 +87,7 @@ def _function(name: str) -> Function:
     return function
 
 
-def _node_in(model: ir.Model, norm: LoweredNorm) -> ir.Node:
+def node_in(model: ir.Model, norm: LoweredNorm) -> ir.Node:
     """The norm's node, or the one of that name if `model` is a clone: names are unique."""
     if norm.node.graph is model.graph:
         return norm.node
@@ -99,8 +106,11 @@ def _arrays(function: Function, parameters: NormParameters, dtype: ir.DataType) 
     }
 
 
-def _add_body(model: ir.Model, function: Function, dtype: ir.DataType, *, skip: bool) -> None:
-    """The body, once per model; one in double serves every type, so it takes the place of another."""
+def add_body(model: ir.Model, function: Function, dtype: ir.DataType, *, skip: bool) -> None:
+    """Gives `model` the body of a function, once; one in double serves every type, so it takes the place of another.
+
+    Also declares the domain. `dtype` is the type of X of the node that needs the body.
+    """
     key = (DOMAIN, function.skip_op_type if skip else function.op_type, "")
     if key not in model.functions or dtype == ir.DataType.DOUBLE:
         proto = onnx_function(function, model.opset_imports[""], dtype.value, skip=skip)

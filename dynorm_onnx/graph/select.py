@@ -10,8 +10,10 @@ from dynorm_onnx.errors import NoSiteError, UsageError
 from dynorm_onnx.graph.norm_site import NormSite, SitesFound
 
 
-def select(found: SitesFound, only: Sequence[str], keep: Sequence[str]) -> tuple[tuple[NormSite, ...], dict[str, str]]:
-    """(the sites to replace, reason by name for those to keep).
+def select(
+    found: SitesFound, only: Sequence[str], keep: Sequence[str], *, replaced: int = 0
+) -> tuple[tuple[NormSite, ...], dict[str, str]]:
+    """(the sites to replace, reason by name for those to keep); `replaced` norms were before, and are told of.
 
     A pattern is a glob over the site's name ("*q_norm*") or, after "re:", a regular expression that
     is searched in it. Raises UsageError for a pattern that is no regular expression or matches no
@@ -20,9 +22,11 @@ def select(found: SitesFound, only: Sequence[str], keep: Sequence[str]) -> tuple
     if not found.sites:
         reasons = [f"{refusal.name}: {refusal.reason}" for refusal in found.refused[:3]]
         hint = f"; recognised but not replaceable: {'; '.join(reasons)}" if reasons else ""
+        if replaced:
+            hint = f": {replaced} dynorm nodes stand in their places already{hint}"
         raise NoSiteError(f"the model has no norm that could be replaced{hint}")
-    wanted = {pattern: _matcher("--only", pattern) for pattern in only}
-    unwanted = {pattern: _matcher("--keep", pattern) for pattern in keep}
+    wanted = {pattern: matcher("--only", pattern) for pattern in only}
+    unwanted = {pattern: matcher("--keep", pattern) for pattern in keep}
     for knob, matchers in (("--only", wanted), ("--keep", unwanted)):
         for pattern, matches in matchers.items():
             if not any(matches(site.name) for site in found.sites):
@@ -41,7 +45,8 @@ def select(found: SitesFound, only: Sequence[str], keep: Sequence[str]) -> tuple
     return chosen, kept
 
 
-def _matcher(knob: str, pattern: str) -> Callable[[str], bool]:
+def matcher(knob: str, pattern: str) -> Callable[[str], bool]:
+    """What a pattern selects; UsageError, naming the knob, for one that is no regular expression."""
     if not pattern.startswith("re:"):
         return lambda name: fnmatch.fnmatchcase(name, pattern)
     try:

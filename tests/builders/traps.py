@@ -99,6 +99,12 @@ def sandwich_norm(g: Graph, x: str) -> str:
     return g.op("Add", stream, y)
 
 
+def masked_places(g: Graph, x: str) -> str:
+    """What is multiplied by next is one number a token, an input: Mamba's attention mask, no weight."""
+    mask = g.normal_input("mask", (2, 3), (2, 3))
+    return g.op("Mul", divided(g, x, "Mul"), g.unsqueeze(mask, 2))
+
+
 def negated(g: Graph, x: str) -> str:
     """mean - x: a LayerNorm of the other sign."""
     centred = g.op("Sub", g.reduce("ReduceMean", x, [-1]), x)
@@ -314,6 +320,7 @@ TRAPS = [
     Trap("E2-residual-after", residual_after, sites=("rms",)),
     Trap("sandwich-norm", sandwich_norm, sites=("rms",)),
     Trap("branches", branches, sites=("rms",)),
+    Trap("masked-places", masked_places, sites=("rms",), declared=(2, 3, CHANNELS)),
     Trap(
         "E3-enlarging",
         enlarging,

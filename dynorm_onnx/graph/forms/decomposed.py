@@ -131,7 +131,7 @@ def site_of(region: Region, readings: dict[ir.Value, Normalised], first: ir.Valu
     )
     form = (rms if site.kind == "rms" else layer).form_of(region, site)
     group = why_not_last_axis(index, frame.x) if frame.axes == (-1,) else None
-    group = group or _instance_norm(region, y)
+    group = group or _instance_norm(region, reading, y)
     if group is not None:
         return NearMiss(site.name, f"looks like a norm, but {group}")
     larger = _enlarging_weight(region, reading, y)
@@ -181,9 +181,14 @@ def _enlarging_weight(region: Region, reading: Normalised, y: ir.Value) -> str |
     return f"its weight of shape {affine.spelled(shape)} enlarges the input of shape {affine.spelled(onto)}"
 
 
-def _instance_norm(region: Region, y: ir.Value) -> str | None:
-    """A norm over all places whose weight is per channel: [C, 1, ..] right before the places."""
+def _instance_norm(region: Region, reading: Normalised, y: ir.Value) -> str | None:
+    """A norm over all places whose weight is per channel: [C, 1, ..] right before the places.
+
+    A norm that has its own weight is none: what it is multiplied by next is a mask of places.
+    """
     index, axes = region.frame.index, region.frame.axes
+    if reading.weight is not None and index.shape(reading.weight) not in ((), (1,)):
+        return None
     weight = _following_weight(region, y)
     shape = index.shape(weight)
     if weight is None or shape is None or axes[-1] != -1 or len(shape) <= len(axes):

@@ -9,12 +9,13 @@ import numpy as np
 import onnx_ir as ir
 
 from dynorm_onnx.errors import ModelError
-from dynorm_onnx.graph import fold
-from dynorm_onnx.graph.emit import Emitter, Names, take_over
+from dynorm_onnx.graph.constant_folding import constant_array
+from dynorm_onnx.graph.emit import Emitter, take_over
 from dynorm_onnx.graph.lower.bodies import CAST_LIKE_OPSET, add_norm_function
 from dynorm_onnx.graph.lower.bodies import DOMAIN as BODY_DOMAIN
 from dynorm_onnx.graph.lower.lowered_norm import LoweredNorm, sum_operands
 from dynorm_onnx.graph.norm_site import NormSite
+from dynorm_onnx.graph.unique_names import Names
 
 _WIDTH = {ir.DataType.BFLOAT16: 0, ir.DataType.FLOAT16: 1, ir.DataType.FLOAT: 2, ir.DataType.DOUBLE: 3}
 
@@ -25,7 +26,7 @@ class Lowering:
     def __init__(self, model: ir.Model, x_dtypes: Mapping[NormSite, ir.DataType]) -> None:
         self.model = model
         self.opset = model.opset_imports[""]
-        self.names = Names(model)
+        self.names = Names.of(model)
         self._x_dtypes = x_dtypes
         self._dtypes = _node_dtypes(x_dtypes, self.opset)
         self._replaced: dict[ir.Value, ir.Value] = {}
@@ -135,7 +136,7 @@ def _vector(
     value: ir.Value | None, x: ir.Value, axes: tuple[int, ...], channels: int | None, opset: int
 ) -> np.ndarray | None:
     """A constant weight or bias as [C] in the order of the flattened axes; None if it is no such thing."""
-    array = None if value is None or channels is None else fold.constant_array(value, opset)
+    array = None if value is None or channels is None else constant_array(value, opset)
     if array is None or channels is None:
         return None
     rank = len(x.shape) if x.shape is not None else max(array.ndim, len(axes))

@@ -1,0 +1,57 @@
+"""Exact folds within a conversion: which are wanted, and the random input that they are proved on."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from dynorm_onnx.calibration.data import signature
+from dynorm_onnx.calibration.data.drawn_inputs import draw_samples
+from dynorm_onnx.calibration.data.missing import complete
+from dynorm_onnx.config import ConvertConfig
+from dynorm_onnx.graph.fold import NO_FOLDS, Folds, Parity, fold_centring, fold_weights
+from dynorm_onnx.graph.lower import LoweredNorm
+from dynorm_onnx.graph.norm_site import SitesFound
+from dynorm_onnx.runtime.arrays import run
+from dynorm_onnx.runtime.pieces import open_model
+
+PROOF_LENGTH = 16
+"""Tokens of the random input; sizes that the model fixes take its place."""
+
+
+def centring_folded(
+    config: ConvertConfig, lowered: ir.Model, norms: Sequence[LoweredNorm], found: SitesFound
+) -> tuple[tuple[LoweredNorm, ...], Folds]:
+    """The norms of the lowered model, which changes in place, after the folds that are exact and pay."""
+    if not config.fold:
+        return tuple(norms), NO_FOLDS
+    kept = _kept_nodes(found, lowered)
+    return fold_centring(lowered, norms, _parity(config), invariant=kept, reductions=config.to == "rmsnorm")
+
+
+def weights_folded(config: ConvertConfig, converted: ir.Model, norms: Sequence[LoweredNorm]) -> Folds:
+    """Folds the weights of the replacements of `norms` in the converted model, where that was asked for."""
+    return fold_weights(converted, norms, _parity(config)) if config.fold_weights else NO_FOLDS
+
+
+def _parity(config: ConvertConfig) -> Parity:
+    def outputs(model: ir.Model) -> list[np.ndarray]:
+        what, rng = signature(model), np.random.default_rng(config.seed)
+        sample = draw_samples(what, rng, count=1, length=PROOF_LENGTH)[0]
+        session = open_model(model, provider=config.provider)
+        return list(run(session, complete(sample, what, rng)).values())
+
+    return Parity(outputs)
+
+
+def _kept_nodes(found: SitesFound, lowered: ir.Model) -> Collection[ir.Node]:
+    """The nodes of LayerNorms over the last axis that were not lowered: what they read may lose its mean."""
+
+    def nodes() -> Iterator[ir.Node]:
+        for site in found.sites:
+            if site.kind == "layer" and site.axes == (-1,) and site.x is not None and site.residual is None:
+                yield from (node for node in site.nodes if node.graph is lowered.graph)
+
+    return frozenset(nodes())

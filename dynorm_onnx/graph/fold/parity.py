@@ -1,0 +1,67 @@
+"""Proof that a fold changed no output: the model before and after, on the same random input."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+logger = logging.getLogger(__name__)
+
+# A model and the outputs that it gives for some fixed random input.
+Outputs = Callable[[ir.Model], Sequence[np.ndarray]]
+
+# Relative errors of whole models. A fold that is wrong by its idea moves outputs by 1e-2 and more; one that
+# is right rounds weights once more, which counts as much as any other rounding of the type does.
+TOLERANCE = {"float64": 1e-9, "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
+
+
+@dataclasses.dataclass(frozen=True)
+class Parity:
+    """`outputs` runs a whole model; the narrowest float type among its outputs and weights sets the tolerance."""
+
+    outputs: Outputs
+
+    def compare(self, before: ir.Model, after: ir.Model) -> tuple[float, str | None]:
+        """(the largest relative error of a float output, why the two differ or None)."""
+        try:
+            expected, got = self.outputs(before), self.outputs(after)
+        except Exception as problem:  # a runtime raises what it likes
+            first = (str(problem).strip().splitlines() or [repr(problem)])[0]
+            return math.inf, f"it could not be run to prove it: {first}"
+        tolerance = TOLERANCE[_narrowest(before)]
+        error = max((_error(one, other) for one, other in zip(expected, got, strict=True)), default=0.0)
+        logger.info("folded, the outputs differ by %.2g; %.2g is allowed", error, tolerance)
+        if error <= tolerance:
+            return error, None
+        return error, f"it would move the outputs by {error:.2g} on random input, where {tolerance:g} is allowed"
+
+
+def _narrowest(model: ir.Model) -> str:
+    values = [*model.graph.outputs, *model.graph.initializers.values()]
+    types = {value.dtype for value in values}
+    for dtype in (ir.DataType.BFLOAT16, ir.DataType.FLOAT16, ir.DataType.FLOAT):
+        if dtype in types:
+            return str(dtype.numpy())
+    return "float64"
+
+
+def _error(expected: np.ndarray, got: np.ndarray) -> float:
+    """Relative error in float64; infinite where shapes, integers or the places of what is not finite differ."""
+    if expected.shape != got.shape:
+        return math.inf
+    try:
+        wide, other = expected.astype(np.float64), got.astype(np.float64)
+    except (TypeError, ValueError):  # strings
+        return 0.0 if np.array_equal(expected, got) else math.inf
+    finite = np.isfinite(wide)
+    if not np.array_equal(finite, np.isfinite(other)):
+        return math.inf
+    if np.issubdtype(expected.dtype, np.integer) or expected.dtype == bool:
+        return 0.0 if np.array_equal(expected, got) else math.inf
+    scale = float(np.linalg.norm(wide[finite])) or 1.0
+    return float(np.linalg.norm(wide[finite] - other[finite])) / scale
