@@ -5,6 +5,7 @@ Least squares on logits counts every word of the vocabulary alike; what matters 
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import itertools
 import logging
@@ -12,17 +13,25 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from dynorm_onnx.calibration.lbfgs import minimise
-from dynorm_onnx.calibration.ridge import training_and_held_out
+from dynorm_onnx.calibration.lbfgs import MEMORY, Objective, minimise
+from dynorm_onnx.calibration.ridge import HELD_OUT_SHARE, training_and_held_out
 from dynorm_onnx.calibration.stages import Activations
 from dynorm_onnx.graph.linear import LinearLayer
 
 log = logging.getLogger(__name__)
 
 MOST_STEPS = 60
-PATIENCE = 4  # steps without a gain on held-out tokens
-WORK_LIMIT = 4e9
+PATIENCE = 10  # steps without a gain on held-out tokens
+WORK_LIMIT = 1.6e10
 """Tokens x inputs x outputs of one evaluation; above it every n-th token is taken."""
+
+SEARCH_LIMIT = 4 << 30
+"""Bytes that L-BFGS may take for its steps; layers that need more are not fitted."""
+
+
+def is_too_large(layer: LinearLayer) -> bool:
+    """Whether the search for this layer's weights would take more memory than SEARCH_LIMIT."""
+    return 8 * 2 * (MEMORY + 3) * layer.inputs * layer.outputs > SEARCH_LIMIT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,18 +41,11 @@ class _Tokens:
     features: np.ndarray  # [tokens, K + 1] float32
     log_p: np.ndarray  # [tokens, V] float32
 
-    def kl(self, weights: np.ndarray) -> float:
-        """Mean KL(original || converted), nats."""
-        return self._kl(log_softmax(self.features @ weights))
-
     def kl_and_gradient(self, weights: np.ndarray) -> tuple[float, np.ndarray]:
-        """Mean KL and its gradient, [K + 1, V]."""
+        """Mean KL(original || converted), nats, and its gradient, [K + 1, V]."""
         log_q = log_softmax(self.features @ weights)
         gradient = self.features.T @ (np.exp(log_q) - np.exp(self.log_p))
-        return self._kl(log_q), gradient.astype(np.float64) / len(log_q)
-
-    def _kl(self, log_q: np.ndarray) -> float:
-        return float(np.mean(np.sum(np.exp(self.log_p) * (self.log_p - log_q), -1, dtype=np.float64)))
+        return mean_kl(self.log_p, log_q), gradient.astype(np.float64) / len(log_q)
 
 
 def fit_logits_layer(
@@ -53,32 +55,59 @@ def fit_logits_layer(
 
     `start` [K (+ 1), V] is where the search begins. None where held-out tokens gain nothing.
     """
-    every = max(1, round(_tokens(activations, layer) * layer.inputs * layer.outputs / WORK_LIMIT))
+    every = sampling_step(_tokens(activations, layer), layer.inputs * layer.outputs)
     training, held_out = _collect(layer, activations, every)
     has_bias = layer.bias is not None
-    best, best_kl, since = None, held_out.kl(_full(start, has_bias)), 0
-    first = best_kl
 
-    def objective(weights: np.ndarray) -> tuple[float, np.ndarray]:
-        value, gradient = training.kl_and_gradient(_full(weights, has_bias))
-        return value, gradient[: len(weights)]
+    def objective(tokens: _Tokens) -> Objective:
+        def kl_and_gradient(weights: np.ndarray) -> tuple[float, np.ndarray]:
+            value, gradient = tokens.kl_and_gradient(_full(weights, has_bias))
+            return value, gradient[: len(weights)]
 
-    for weights in itertools.islice(minimise(objective, start.astype(np.float64)), MOST_STEPS):
-        kl = held_out.kl(_full(weights, has_bias))
-        if kl < best_kl:
-            best, best_kl, since = weights, kl, 0
-        else:
-            since += 1
-        if since == PATIENCE:
+        return kl_and_gradient
+
+    return search(layer.name, objective(training), objective(held_out), start)
+
+
+def sampling_step(tokens: int, weights: int) -> int:
+    """Every how many-th token is taken, so that one evaluation keeps within WORK_LIMIT."""
+    return max(1, round(tokens * weights / WORK_LIMIT))
+
+
+def search(name: str, training: Objective, held_out: Objective, start: np.ndarray) -> np.ndarray | None:
+    """Weights of less mean KL than `start`, by as many steps of L-BFGS as are best for held-out tokens.
+
+    So many steps are then made anew with all tokens. None where held-out tokens gain nothing.
+    """
+    steps, best = 0, held_out(start)[0]
+    first = best
+    for step, weights in enumerate(itertools.islice(minimise(training, start.astype(np.float64)), MOST_STEPS), 1):
+        kl = held_out(weights)[0]
+        if kl < best:
+            steps, best = step, kl
+        elif step == steps + PATIENCE:
             break
-    log.info("%s: held-out KL %.4f -> %.4f", layer.name, first, best_kl)
-    return best
+    log.info("%s: held-out KL %.4f -> %.4f in %d steps", name, first, best, steps)
+
+    def on_all(weights: np.ndarray) -> tuple[float, np.ndarray]:
+        parts = (training(weights), held_out(weights))
+        shares = (1 - 1 / HELD_OUT_SHARE, 1 / HELD_OUT_SHARE)
+        value = sum(share * part[0] for share, part in zip(shares, parts, strict=True))
+        return value, np.sum([share * part[1] for share, part in zip(shares, parts, strict=True)], axis=0)
+
+    found = collections.deque(itertools.islice(minimise(on_all, start.astype(np.float64)), steps), maxlen=1)
+    return found[0] if found else None
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
     """Over the last axis, in the type of the logits."""
     shifted = logits - logits.max(-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+def mean_kl(log_p: np.ndarray, log_q: np.ndarray) -> float:
+    """The mean over tokens of KL(p || q), nats, for log-probabilities [tokens, V]."""
+    return float(np.mean(np.sum(np.exp(log_p) * (log_p - log_q), -1, dtype=np.float64)))
 
 
 def _full(weights: np.ndarray, has_bias: bool) -> np.ndarray:

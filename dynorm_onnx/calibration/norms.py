@@ -31,11 +31,12 @@ and chooses nearly straight lines, through which an error in length runs on and 
 class Calibrated:
     """The outcome of a calibration: a Fit for each site, and the weights that changed with them.
 
-    `initializers` maps the names of re-fitted weights to their new values, in their own types.
+    `initializers` maps the names of re-fitted weights to their new values, in their own types: arrays, or tensors
+    that are read when used where all together would be too much to hold.
     """
 
     fits: dict[str, Fit]
-    initializers: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    initializers: dict[str, np.ndarray | ir.TensorProtocol] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 

@@ -8,12 +8,17 @@ the diagonal: GPTQ's idea (Frantar et al., arXiv 2210.17323) with norms in the p
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Generic, Protocol, Self, TypeVar
 
 import numpy as np
 
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """The lambdas tried, in units of the mean of the diagonal of F^T F."""
 
+SKETCH = 256
+"""Mixtures of outputs that stand for all of them when lambda is chosen: solving for many outputs is what takes time."""
 
 HELD_OUT_SHARE = 4  # one token in so many chooses lambda
 
@@ -24,28 +29,132 @@ def training_and_held_out(rows: int) -> tuple[slice, slice]:
     return slice(0, cut), slice(cut, rows)
 
 
+class Equations(Protocol):
+    """The data of a regression of targets R [T, N] on features F [T, K]."""
+
+    @property
+    def inputs(self) -> int:
+        """K."""
+
+    @property
+    def outputs(self) -> int:
+        """N."""
+
+    def merge(self, other: Self) -> Self:
+        """Those of the joined tokens."""
+
+    def with_target(self, others: Sequence[Self]) -> Self:
+        """These features with the targets of others, of the same features, side by side."""
+
+    def mixed(self, mixture: np.ndarray) -> Self:
+        """With the targets R mixture, [N, M]."""
+
+    def solve(self, strength: float) -> np.ndarray:
+        """The correction [K, N] for one lambda."""
+
+    def error_change(self, correction: np.ndarray) -> float:
+        """By how much the correction changes the squared error on this data; negative is better."""
+
+
 @dataclasses.dataclass(frozen=True)
 class NormalSums:
-    """F^T F [K, K] and F^T R [K, N], float64, summed over tokens."""
+    """Equations by sums over tokens: F^T F [K, K] and F^T R [K, N], float64."""
 
     gram: np.ndarray
     cross: np.ndarray
 
+    @property
+    def inputs(self) -> int:
+        """K."""
+        return len(self.gram)
+
+    @property
+    def outputs(self) -> int:
+        """N."""
+        return self.cross.shape[1]
+
     def merge(self, other: NormalSums) -> NormalSums:
-        """The sums of the joined data."""
+        """See Equations."""
         return NormalSums(self.gram + other.gram, self.cross + other.cross)
 
+    def with_target(self, others: Sequence[NormalSums]) -> NormalSums:
+        """See Equations."""
+        return NormalSums(self.gram, np.hstack([other.cross for other in others]))
+
+    def mixed(self, mixture: np.ndarray) -> NormalSums:
+        """See Equations."""
+        return NormalSums(self.gram, self.cross @ mixture)
+
     def solve(self, strength: float) -> np.ndarray:
-        """The correction [K, N] for one lambda."""
-        size = len(self.gram)
-        shift = strength * np.trace(self.gram) / size
-        # Features that are always zero leave the matrix singular where lambda is tiny.
-        floor = np.finfo(np.float64).eps * np.trace(self.gram)
-        return np.linalg.solve(self.gram + max(shift, floor, 1e-300) * np.eye(size), self.cross)
+        """See Equations."""
+        return _solve_shifted(self.gram, strength * np.trace(self.gram) / len(self.gram), self.cross)
 
     def error_change(self, correction: np.ndarray) -> float:
-        """By how much the correction changes the squared error on this data; negative is better."""
+        """See Equations."""
         return float(np.sum(correction * (self.gram @ correction)) - 2 * np.sum(correction * self.cross))
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenRows:
+    """Equations by the tokens themselves, float32. The same solution from a system of T instead of K unknowns:
+    F^T (F F^T + lambda m I)^-1 R."""
+
+    features: np.ndarray  # F
+    target: np.ndarray  # R
+
+    @property
+    def inputs(self) -> int:
+        """K."""
+        return self.features.shape[1]
+
+    @property
+    def outputs(self) -> int:
+        """N."""
+        return self.target.shape[1]
+
+    def merge(self, other: TokenRows) -> TokenRows:
+        """See Equations."""
+        return TokenRows(np.vstack([self.features, other.features]), np.vstack([self.target, other.target]))
+
+    def with_target(self, others: Sequence[TokenRows]) -> TokenRows:
+        """See Equations."""
+        return TokenRows(self.features, np.hstack([other.target for other in others]))
+
+    def mixed(self, mixture: np.ndarray) -> TokenRows:
+        """See Equations."""
+        return TokenRows(self.features, self.target @ mixture.astype(np.float32))
+
+    def solve(self, strength: float) -> np.ndarray:
+        """See Equations."""
+        products = (self.features @ self.features.T).astype(np.float64)
+        shift = strength * np.trace(products) / self.features.shape[1]
+        return self.features.T @ _solve_shifted(products, shift, self.target).astype(np.float32)
+
+    def error_change(self, correction: np.ndarray) -> float:
+        """See Equations."""
+        added = self.features @ correction.astype(np.float32)
+        return float(np.sum(added * (added - 2 * self.target), dtype=np.float64))
+
+
+def _solve_shifted(matrix: np.ndarray, shift: float, right: np.ndarray) -> np.ndarray:
+    """(matrix + shift I)^-1 right."""
+    # Features that are always zero leave the matrix singular where lambda is tiny.
+    floor = np.finfo(np.float64).eps * np.trace(matrix)
+    shifted = matrix.copy()
+    shifted[np.diag_indices(len(matrix))] += max(shift, floor, 1e-300)
+    return np.linalg.solve(shifted, right)
+
+
+Data = TypeVar("Data", bound=Equations)
+
+
+def sketch(equations: Data) -> Data:
+    """SKETCH random mixtures of the outputs, if there are more: squared errors on them are, in the mean over the
+    draw, those on all outputs."""
+    if equations.outputs <= SKETCH:
+        return equations
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], (equations.outputs, SKETCH))
+    return equations.mixed(signs / np.sqrt(SKETCH))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,14 +164,57 @@ class Ridge:
     `strength` is None where every lambda made held-out tokens worse; the correction is then zero.
     """
 
-    correction: np.ndarray
+    correction: np.ndarray  # [K, N]
     strength: float | None
 
 
-def solve_ridge(training: NormalSums, held_out: NormalSums) -> Ridge:
-    """Choose lambda on held-out tokens, then solve on all of them."""
-    changes = {strength: held_out.error_change(training.solve(strength)) for strength in STRENGTHS}
-    best = min(changes, key=changes.__getitem__)
-    if not changes[best] < 0:
-        return Ridge(np.zeros_like(training.cross), None)
-    return Ridge(training.merge(held_out).solve(best), best)
+def solve_ridges(training: Sequence[Data], held_out: Sequence[Data]) -> list[Ridge]:
+    """Solve layers that read the same features; one factorisation serves them all.
+
+    Each layer's lambda is chosen on held-out tokens, downhill from the middle of STRENGTHS; then all tokens count.
+    """
+    seen, unseen = _Together([sketch(part) for part in training]), [sketch(part) for part in held_out]
+
+    def change(layer: int, strength: float) -> float:
+        return unseen[layer].error_change(seen.solve(strength)[layer])
+
+    chosen = [_downhill(functools.cache(functools.partial(change, layer))) for layer in range(len(training))]
+    merged = [one.merge(other) for one, other in zip(training, held_out, strict=True)]
+    return _solved(merged, chosen)
+
+
+def _downhill(change: Callable[[float], float]) -> float | None:
+    """The strength with the least change of the error, by steps from the middle; None where it is no gain."""
+    place = len(STRENGTHS) // 2
+    while True:
+        around = range(max(place - 1, 0), min(place + 2, len(STRENGTHS)))
+        best = min(around, key=lambda index: change(STRENGTHS[index]))
+        if best == place:
+            return STRENGTHS[place] if change(STRENGTHS[place]) < 0 else None
+        place = best
+
+
+def _solved(layers: Sequence[Data], strengths: Sequence[float | None]) -> list[Ridge]:
+    """The corrections of all layers, those of one strength solved together."""
+    ridges = [Ridge(np.zeros((layer.inputs, layer.outputs)), None) for layer in layers]
+    for strength in {strength for strength in strengths if strength is not None}:
+        members = [index for index, own in enumerate(strengths) if own == strength]
+        corrections = _Together([layers[index] for index in members]).solve(strength)
+        for index, correction in zip(members, corrections, strict=True):
+            ridges[index] = Ridge(correction, strength)
+    return ridges
+
+
+class _Together(Generic[Data]):
+    """Layers of the same features, solved by one factorisation for each strength."""
+
+    def __init__(self, layers: Sequence[Data]) -> None:
+        self._sums = layers[0].with_target(layers)
+        self._ends = np.cumsum([layer.outputs for layer in layers])[:-1]
+        self._known: dict[float, list[np.ndarray]] = {}
+
+    def solve(self, strength: float) -> list[np.ndarray]:
+        """The corrections, layer by layer."""
+        if strength not in self._known:
+            self._known[strength] = np.split(self._sums.solve(strength), self._ends, axis=1)
+        return self._known[strength]

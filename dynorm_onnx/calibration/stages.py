@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from dynorm_onnx.calibration.plan import Plan, SolvePoint, Stage, make_plan
 from dynorm_onnx.calibration.store import ActivationStore
+from dynorm_onnx.graph.pieces import part_of_model
 from dynorm_onnx.runtime.arrays import Feeds, run
 from dynorm_onnx.runtime.session import make_session
 
@@ -91,7 +92,7 @@ class StageRunner:
     def _run(self, which: str, stage: Stage) -> None:
         if not stage.outputs:
             return
-        session = make_session(_piece(self._models[which], stage))
+        session = make_session(part_of_model(self._models[which], stage.inputs, stage.outputs))
         for batch in range(len(self._batches)):
             feeds = {name: self._value(which, batch, name) for name in stage.inputs}
             for name, array in run(session, feeds).items():
@@ -110,11 +111,3 @@ class StageRunner:
         for name, stage in last_use.items():
             if stage == self._stage:
                 self._stores[which].drop(name)
-
-
-def _piece(model: ir.Model, stage: Stage) -> ir.Model:
-    """The part of the model between a stage's inputs and outputs, as a model of its own."""
-    graph = ir.convenience.extract(model.graph, list(stage.inputs), list(stage.outputs))
-    graph.opset_imports.update(model.graph.opset_imports)
-    functions = [function.clone() for function in model.functions.values()]
-    return ir.Model(graph, ir_version=model.ir_version, functions=functions)

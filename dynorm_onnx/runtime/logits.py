@@ -16,6 +16,7 @@ from dynorm_onnx.runtime.arrays import Feeds, is_float, run
 _TOKEN_NAMES = ("input_ids", "decoder_input_ids", "tokens", "ids")
 _NOT_TOKENS = ("mask", "position", "type", "segment", "past", "length")
 _MASK_NAME = "attention_mask"
+_FEW_SAMPLES, _FEW_TOKENS = 2, 32  # that show whether a model is causal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,10 +82,10 @@ def is_causal(session: Any, feeds: Feeds, logits: LogitsOutput) -> bool:
     Only then are the logits a prediction of the next token; those of a masked language model see it.
     One run of the model, and one more.
     """
-    tokens = feeds[logits.tokens]
-    if not logits.aligned or tokens.ndim != 2 or tokens.shape[1] < 2:
+    if not logits.aligned or feeds[logits.tokens].ndim != 2 or feeds[logits.tokens].shape[1] < 2:
         return False
-    mask = kept_positions(feeds)
+    feeds = _corner(session, feeds, logits)
+    tokens, mask = feeds[logits.tokens], kept_positions(feeds)
     kept = np.ones(tokens.shape, bool) if mask is None else mask
     last = tokens.shape[1] - 1 - np.argmax(kept[:, ::-1], axis=1)
     rows = np.arange(len(tokens))
@@ -98,6 +99,14 @@ def is_causal(session: Any, feeds: Feeds, logits: LogitsOutput) -> bool:
     difference = np.linalg.norm((after - before)[earlier])
     # A bidirectional model answers by far more; what is allowed here is the rounding of half precision.
     return bool(difference <= 1e-3 * np.linalg.norm(before[earlier]))
+
+
+def _corner(session: Any, feeds: Feeds, logits: LogitsOutput) -> Feeds:
+    """The first tokens of the first samples, where tokens are all that the model takes and their number is free."""
+    ports = session.get_inputs()
+    if len(ports) > 1 or any(isinstance(size, int) for size in ports[0].shape):
+        return feeds
+    return {logits.tokens: feeds[logits.tokens][:_FEW_SAMPLES, :_FEW_TOKENS]}
 
 
 def vocabulary_loss(log_probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:

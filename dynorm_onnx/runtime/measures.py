@@ -18,6 +18,9 @@ _BLOCK = 2**21  # elements that are held in float64 at a time: 16 MiB
 _OUT_OF_PROPORTION = 10.0  # times the 99th percentile
 _ONE_NAT = 1.0
 
+KL_EDGES = np.logspace(-9, 2, 111)
+"""The edges, in nats, of the histogram that TokenQuality keeps: ten bins a decade."""
+
 
 @dataclasses.dataclass(frozen=True)
 class OutputError:
@@ -48,6 +51,7 @@ class TokenQuality:
     top1_agreement: float  # share of tokens whose most probable next token is the same
     loss_original: float | None  # mean -log p of the next token; None where the model is not causal
     loss_converted: float | None
+    kl_histogram: tuple[int, ...]  # tokens by KL, over KL_EDGES; what lies beyond is in the end bins
 
     @property
     def worst_out_of_proportion(self) -> bool:
@@ -161,7 +165,13 @@ class TokenSums:
             top1_agreement=float(self.agree.mean()),
             loss_original=float(self.loss_original.mean()) if losses else None,
             loss_converted=float(self.loss_converted.mean()) if losses else None,
+            kl_histogram=_kl_histogram(self.kl),
         )
+
+
+def _kl_histogram(kl: np.ndarray) -> tuple[int, ...]:
+    counts, _ = np.histogram(np.clip(kl, KL_EDGES[0], KL_EDGES[-1]), KL_EDGES)
+    return tuple(counts.tolist())
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:

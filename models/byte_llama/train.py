@@ -14,6 +14,7 @@ import math
 import platform
 import time
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +26,8 @@ CONTEXT = 256
 BATCH = 32
 PEAK_RATE = 5e-3
 HERE = Path(__file__).parent
+
+Model = TypeVar("Model", bound=torch.nn.Module)
 
 
 def build_model() -> LlamaForCausalLM:
@@ -78,10 +81,9 @@ def rate(step: int, steps: int) -> float:
     return warmup * min(1.0, 2 * (steps - step) / steps)
 
 
-def train(steps: int, train_text: np.ndarray, held_out: np.ndarray) -> LlamaForCausalLM:
-    torch.manual_seed(SEED)
+def train(model: Model, steps: int, train_text: np.ndarray, held_out: np.ndarray) -> Model:
+    """Train in place and return it in evaluation mode; prints the losses as it goes."""
     rng = np.random.default_rng(SEED)
-    model = build_model()
     forward = torch.compile(model)
     opt = optimizer(model)
     started = time.monotonic()
@@ -108,7 +110,8 @@ def main() -> None:
     args = parser.parse_args()
     train_text, held_out = split_text()
     started = time.monotonic()
-    model = train(args.steps, train_text, held_out)
+    torch.manual_seed(SEED)
+    model = train(build_model(), args.steps, train_text, held_out)
     torch.save(model.state_dict(), args.checkpoint)
     metrics = {
         "parameters": sum(p.numel() for p in model.parameters()),

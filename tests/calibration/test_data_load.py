@@ -244,6 +244,19 @@ def test_a_model_that_takes_lengths_in_the_place_of_a_mask() -> None:
     assert feeds["total_sequence_length"] == 12
 
 
+def test_decoder_tokens_are_drawn_where_the_encoder_reads_none() -> None:
+    """Whisper's whole graph: sound goes in, and no token that the decoder's could be taken from."""
+    text = """(float[batch, 4, 6] input_features, int64[batch, length] decoder_input_ids)
+    => (float[batch, length, 3] y) {
+        words_of = Gather(words, decoder_input_ids)
+        heard = ReduceMean<keepdims = 0>(input_features)
+        y = Add(words_of, heard)
+    }"""
+    loaded = load(parsed(text, words=(9, 3)))
+    tokens = np.concatenate([feeds["decoder_input_ids"] for feeds in loaded.calibration])
+    assert tokens.shape == (10, 12) and tokens.min() >= 0 and tokens.max() < 9 and len(np.unique(tokens)) > 1
+
+
 SHIPPED = Path(__file__).parents[2] / "models" / "byte_llama"
 
 

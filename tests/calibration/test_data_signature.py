@@ -175,6 +175,22 @@ def test_buckets_of_relative_positions_do_not_bound_the_length() -> None:
     assert signature(model).longest is None
 
 
+def test_an_index_that_is_reached_in_countless_ways() -> None:
+    doublings = "\n".join(f"d{step + 1} = Add(d{step}, d{step})" for step in range(40))
+    model = parsed(
+        f"""(int64[b, s] input_ids) => (float[b, s, 4] y) {{
+            words_of = Gather(words, input_ids)
+            d0 = Shape(input_ids)
+            {doublings}
+            placed = Gather(places, d40)
+            y = Identity(words_of)
+        }}""",
+        words=(300, 4),
+        places=(40, 4),
+    )
+    assert signature(model).longest == 40
+
+
 def test_weights_among_the_inputs_have_no_samples() -> None:
     model = parsed("(float[batch, seq, 8] x, float[8] scale) => (float[batch, seq, 8] y) { y = Mul(x, scale) }")
     assert [spec.batch_axis for spec in signature(model).inputs] == [0, None]

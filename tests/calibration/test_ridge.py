@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dynorm_onnx.calibration.ridge import NormalSums, solve_ridge
+from dynorm_onnx.calibration.ridge import SKETCH, NormalSums, Ridge, TokenRows, sketch, solve_ridges
 from tests.tolerances import relative_error
 
 TOKENS, FEATURES, OUTPUTS = 400, 12, 5
@@ -13,6 +13,11 @@ TOKENS, FEATURES, OUTPUTS = 400, 12, 5
 
 def sums_of(f: np.ndarray, r: np.ndarray) -> NormalSums:
     return NormalSums(f.T @ f, f.T @ r)
+
+
+def solve_ridge(training: NormalSums, held_out: NormalSums) -> Ridge:
+    """One layer alone."""
+    return solve_ridges([training], [held_out])[0]
 
 
 def data(noise: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -53,3 +58,42 @@ def test_features_that_are_always_zero_are_harmless() -> None:
     ridge = solve_ridge(sums_of(f[:300], r[:300]), sums_of(f[300:], r[300:]))
     assert np.all(np.isfinite(ridge.correction))
     assert np.allclose(ridge.correction[3], 0)
+
+
+def test_layers_solved_together_are_those_solved_alone() -> None:
+    f, _, _ = data(noise=0)
+    rng = np.random.default_rng(4)
+    targets = [
+        f @ rng.normal(size=(FEATURES, n)) + noise * rng.normal(size=(TOKENS, n)) for n, noise in ((3, 0.1), (4, 30))
+    ]
+    training, held_out = ([sums_of(f[rows], r[rows]) for r in targets] for rows in (slice(0, 300), slice(300, None)))
+    together = solve_ridges(training, held_out)
+    for ridge, one, other in zip(together, training, held_out, strict=True):
+        alone = solve_ridge(one, other)
+        assert ridge.strength == alone.strength
+        assert np.allclose(ridge.correction, alone.correction)
+    assert together[0].strength != together[1].strength
+
+
+def test_the_strength_of_many_outputs_is_chosen_as_well_by_a_sketch() -> None:
+    rng = np.random.default_rng(5)
+    outputs = 8 * SKETCH
+    f = rng.normal(size=(TOKENS, FEATURES)) * np.logspace(0, -2, FEATURES)
+    r = f @ rng.normal(size=(FEATURES, outputs)) + 0.3 * rng.normal(size=(TOKENS, outputs))
+    training, held_out = sums_of(f[:300], r[:300]), sums_of(f[300:], r[300:])
+    correction = training.solve(1e-2)
+    exact = held_out.error_change(correction)
+    assert sketch(held_out).error_change(sketch(training).solve(1e-2)) == pytest.approx(exact, rel=0.1)
+    assert solve_ridge(training, held_out).correction.shape == (FEATURES, outputs)
+
+
+def test_tokens_themselves_give_the_solution_of_their_sums() -> None:
+    rng = np.random.default_rng(6)
+    f, r = rng.normal(size=(20, 50)).astype(np.float32), rng.normal(size=(20, OUTPUTS)).astype(np.float32)
+    rows, sums = TokenRows(f, r), sums_of(f.astype(np.float64), r.astype(np.float64))
+    for strength in (1e-3, 1.0):
+        correction = sums.solve(strength)
+        assert relative_error(rows.solve(strength), correction) < 1e-4
+        assert rows.error_change(correction) == pytest.approx(sums.error_change(correction), rel=1e-4)
+    halves = [TokenRows(f[part], r[part]) for part in (slice(0, 12), slice(12, None))]
+    assert relative_error(halves[0].merge(halves[1]).solve(0.1), sums.solve(0.1)) < 1e-4

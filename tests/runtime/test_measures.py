@@ -132,5 +132,5 @@ def test_logits_of_minus_infinity() -> None:
     ("worst", "p99", "out"), [(0.9, 0.01, False), (5.0, 0.6, False), (7.0, 0.6, True), (1.1, 0.1, True)]
 )
 def test_what_is_out_of_proportion(worst: float, p99: float, out: bool) -> None:
-    quality = TokenQuality(1000, 0.01, p99, WorstToken(0, 0, worst), 1.0, None, None)
+    quality = TokenQuality(1000, 0.01, p99, WorstToken(0, 0, worst), 1.0, None, None, ())
     assert quality.worst_out_of_proportion is out

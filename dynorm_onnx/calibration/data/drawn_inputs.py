@@ -18,6 +18,7 @@ _FREE_SIZES = (
     (r"frame|sample|time", 3000),
 )
 _DRAWN_ROLES = ("token_ids", "other")
+_LEADING_ROLES = ("decoder_token_ids", *_DRAWN_ROLES)  # where the encoder reads no tokens that could be repeated
 
 
 def draw_samples(signature: ModelSignature, rng: np.random.Generator, *, count: int, length: int) -> list[Feeds]:
@@ -29,7 +30,8 @@ def draw_samples(signature: ModelSignature, rng: np.random.Generator, *, count: 
     Raises DataError for an input whose number of axes the model does not say.
     """
     length = signature.fixed_length or length
-    drawn = [spec for spec in signature.inputs if spec.role in _DRAWN_ROLES]
+    roles = _DRAWN_ROLES if signature.tokens is not None else _LEADING_ROLES
+    drawn = [spec for spec in signature.inputs if spec.role in roles]
     shared = {spec.name: _draw(spec, signature, length, rng) for spec in drawn if spec.batch_axis is None}
     if len(shared) == len(drawn):  # a model without a batch axis
         shared = {}

@@ -52,10 +52,11 @@ def length_bound(graph: ir.Graph) -> int | None:
     Such a table is told by its index, which counts up to the length of an input.
     """
     lengths: list[int] = []
+    known: dict[ir.Value, int | None] = {}
     for node in graph.all_nodes():
         table, first = None, None
         if node.op_type == "Gather" and node.attributes.get_int("axis", 0) == 0:
-            table, first = node.inputs[0], _counts_from(node.inputs[1])
+            table, first = node.inputs[0], _counts_from(node.inputs[1], known)
         elif node.op_type == "EmbedLayerNormalization" and not (len(node.inputs) > 8 and node.inputs[8]):
             table, first = node.inputs[3], 0
         shape = None if table is None else _constant_shape(table)
@@ -64,24 +65,35 @@ def length_bound(graph: ir.Graph) -> int | None:
     return min(lengths, default=None)
 
 
-def _counts_from(index: ir.Value | None) -> int | None:
+def _counts_from(index: ir.Value | None, known: dict[ir.Value, int | None]) -> int | None:
     """Where an index begins that goes up by one for each token: -1 if it is constant, None if it does not.
 
     Only operators that write out 0, 1, 2, ... from a shape and cut it are followed. Others bound their
-    result by themselves, as in the buckets of relative positions.
+    result by themselves, as in the buckets of relative positions. `known` are answers found before: a value
+    may be reached in more ways than could be walked.
     """
-    node = None if index is None else index.producer()
-    if index is None or node is None:
-        return -1 if index is None or index.is_initializer() else None
+    if index is None:
+        return -1
+    if index not in known:
+        known[index] = _counted(index, known)
+    return known[index]
+
+
+def _counted(index: ir.Value, known: dict[ir.Value, int | None]) -> int | None:
+    node = index.producer()
+    if node is None:
+        return -1 if index.is_initializer() else None
     if node.op_type == "Shape":
         return 0
     if node.op_type == "CumSum":
         return _FIRST_OF_CUMULATED
-    parts = [_counts_from(value) for value in node.inputs]
+    if node.op_type not in _COUNTING:
+        return None
+    parts = [_counts_from(value, known) for value in node.inputs]
     if node.op_type == "Mul" and _FIRST_OF_CUMULATED in parts:
         return _FIRST_OF_CUMULATED  # times the mask
-    known = [part for part in parts if part is not None]
-    return max(known, default=-1) if node.op_type in _COUNTING and len(known) == len(parts) else None
+    counts = [part for part in parts if part is not None]
+    return max(counts, default=-1) if len(counts) == len(parts) else None
 
 
 def _bounds(value: ir.Value, seen: set[ir.Value]) -> Iterator[int]:

@@ -9,6 +9,7 @@ import re
 import numpy as np
 import onnx_ir as ir
 
+from dynorm_onnx.calibration.data.cache_size import settled_sizes
 from dynorm_onnx.calibration.data.embedding import index_bound, length_bound
 from dynorm_onnx.calibration.data.roles import WHOLE_BATCH, Role, role_by_name
 from dynorm_onnx.errors import ModelError
@@ -97,13 +98,23 @@ def _input_spec(value: ir.Value) -> InputSpec:
         raise ModelError(f"input {name!r} is not a tensor ({value.type}): such a model cannot be calibrated")
     if value.dtype in (ir.DataType.STRING, ir.DataType.UNDEFINED):
         raise ModelError(f"input {name!r} holds {value.dtype.name.lower()} elements, not numbers")
+    role = role_by_name(name, value.dtype)
     return InputSpec(
         name=name,
         dtype=np.dtype(value.dtype.numpy()),
-        shape=None if value.shape is None else tuple(_dim(dim) for dim in value.shape),
-        role=role_by_name(name, value.dtype),
+        shape=_shape(value, role),
+        role=role,
         bound=index_bound(value) if value.dtype.is_integer() else None,
     )
+
+
+def _shape(value: ir.Value, role: Role) -> tuple[Dim, ...] | None:
+    """The sizes as the model gives them, and as the reader of a cache settles them."""
+    if value.shape is None:
+        return None
+    settled = settled_sizes(value) if role == "past" else {}
+    dims = [_dim(dim) for dim in value.shape]
+    return tuple(dim if isinstance(dim, int) else settled.get(axis, dim) for axis, dim in enumerate(dims))
 
 
 def _dim(dim: int | ir.SymbolicDim) -> Dim:

@@ -1,0 +1,88 @@
+"""Which linear layers are re-fitted together, and what each needs to see."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import onnx_ir as ir
+
+from dynorm_onnx.calibration.norms import norm_point
+from dynorm_onnx.calibration.plan import SolvePoint, order_points, value_stages
+from dynorm_onnx.graph.linear import LinearLayer, find_linear_layers
+from dynorm_onnx.graph.lower import LoweredNorm
+
+GRAM_LIMIT = 6 << 30
+"""Bytes that the sums of one group of layers may take; a layer above it is left, and named."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LayerGroup:
+    """Linear layers that read the same x: they share its sums and are solved together."""
+
+    layers: tuple[LinearLayer, ...]
+    corrects_stream: frozenset[str]  # layers whose target carries the stream's error
+
+    @property
+    def x(self) -> str:
+        """The name of the shared input."""
+        return str(self.layers[0].x.name)
+
+
+def group_layers(graph: ir.Graph, norms: Sequence[LoweredNorm]) -> tuple[list[LayerGroup], tuple[str, ...]]:
+    """The groups of layers that a norm can change, and notes on those that are left alone."""
+    found = find_linear_layers(graph)
+    notes = [f"{name} is left as it is: {reason}" for name, reason in found.left.items()]
+    points = [norm_point(norm) for norm in norms]
+    behind = value_stages(graph, points)
+    together: dict[tuple[str, int], list[LinearLayer]] = {}
+    for layer in found.layers:
+        if behind[str(layer.x.name)] <= 0:
+            continue  # its input is the same in both models
+        if _bytes_of_sums(layer) > GRAM_LIMIT:
+            notes.append(f"{layer.name} is left as it is: its {layer.inputs} inputs are too many to sum up")
+            continue
+        together.setdefault((str(layer.x.name), layer.feature_axis), []).append(layer)
+    members = [tuple(layers) for layers in together.values()]
+    points += [_point(layers, ()) for layers in members]
+    stages = value_stages(graph, points)
+    place = {point.name: index for index, point in enumerate(order_points(graph, points))}
+    groups = [
+        LayerGroup(layers, frozenset(_correctable(layers, stages, place[_group_name(layers)]))) for layers in members
+    ]
+    return groups, tuple(notes)
+
+
+def _correctable(layers: Sequence[LinearLayer], stages: dict[str, int], place: int) -> Iterator[str]:
+    """The layers whose residual stream has an error, and one that is known when they are solved.
+
+    A stream of stage 0 is the same in both models; one behind a parallel branch may not be there yet.
+    """
+    for layer in layers:
+        if layer.residual is not None and 0 < stages[str(layer.residual.stream.name)] <= place:
+            yield layer.name
+
+
+def _bytes_of_sums(layer: LinearLayer) -> int:
+    return 8 * 2 * (2 * layer.inputs**2 + 2 * layer.inputs * layer.outputs)
+
+
+def _group_name(layers: Sequence[LinearLayer]) -> str:
+    return "linear layers " + ", ".join(layer.name for layer in layers)
+
+
+def group_point(group: LayerGroup, also_converted: Sequence[str] = ()) -> SolvePoint:
+    """The group as a place to solve, with more values of the converted model if they are asked for."""
+    streams = [
+        str(layer.residual.stream.name)
+        for layer in group.layers
+        if layer.residual is not None and layer.name in group.corrects_stream
+    ]
+    point = _point(group.layers, streams)
+    return dataclasses.replace(point, converted=(*point.converted, *also_converted))
+
+
+def _point(layers: Sequence[LinearLayer], streams: Sequence[str]) -> SolvePoint:
+    wanted = (str(layers[0].x.name), *streams)
+    nodes = tuple(node for layer in layers for node in layer.nodes)
+    return SolvePoint(_group_name(layers), nodes, original=wanted, converted=wanted)

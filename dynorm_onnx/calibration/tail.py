@@ -1,0 +1,185 @@
+"""Fit the end of a language model together, by KL: the last layer that writes into the residual stream, the bias of
+the function in the place of the last norm, and the layer of the logits.
+
+Behind that layer's input there is only x -> x W + stream -> function -> logits, so that the gradient is three
+products. Solved one after the other, each layer can only make up for what those before it left.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from dynorm_onnx.calibration.fit import Fit
+from dynorm_onnx.calibration.last_layer import log_softmax, mean_kl, sampling_step, search
+from dynorm_onnx.calibration.lbfgs import MEMORY, Objective
+from dynorm_onnx.calibration.ridge import training_and_held_out
+from dynorm_onnx.calibration.stages import Activations
+from dynorm_onnx.functions import Function, NormParameters
+from dynorm_onnx.graph.linear import LinearLayer
+from dynorm_onnx.graph.lower import LoweredNorm
+
+SEARCH_LIMIT = 4 << 30
+"""Bytes that L-BFGS may take for its steps; a tail that needs more is not fitted."""
+DIFFERENCE = 1e-3  # of the stream's size, to take the function's slope by
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Tail:
+    """logits(function(stream + writer(x))), each value read by nothing else."""
+
+    writer: LinearLayer
+    norm: LoweredNorm
+    logits: LinearLayer
+
+    @property
+    def converted(self) -> tuple[str, str]:
+        """The values of the converted model that the fit needs: the writer's x, and the stream."""
+        assert self.writer.residual is not None
+        return str(self.writer.x.name), str(self.writer.residual.stream.name)
+
+    @property
+    def weights(self) -> int:
+        """How many numbers are fitted."""
+        return (self.writer.inputs + 2) * self.writer.outputs + (self.logits.inputs + 1) * self.logits.outputs
+
+
+def find_tail(layers: Sequence[LinearLayer], norms: Sequence[LoweredNorm], logits: str | None) -> Tail | None:
+    """The tail among the layers that are re-fitted and the norms that are replaced, where the model ends like that."""
+    last = next((layer for layer in layers if layer.y is not None and layer.y.name == logits), None)
+    norm = next((norm for norm in norms if last is not None and norm.y is last.x), None)
+    if last is None or norm is None or not _is_read_once(norm.y) or not _is_read_once(norm.x):
+        return None
+    for layer in layers:
+        if layer.residual is not None and layer.residual.total is norm.x and layer.feature_axis == -1:
+            tail = Tail(layer, norm, last)
+            return tail if 8 * 2 * (MEMORY + 3) * tail.weights <= SEARCH_LIMIT else None
+    return None
+
+
+@dataclasses.dataclass(frozen=True)
+class TailWeights:
+    """What is fitted: the writer's parameters() [K (+ 1), C], the norm's bias [C], the logits' parameters()."""
+
+    writer: np.ndarray
+    bias: np.ndarray
+    logits: np.ndarray
+
+    def flat(self) -> np.ndarray:
+        """All in one vector."""
+        return np.concatenate([self.writer.ravel(), self.bias, self.logits.ravel()])
+
+    def like(self, flat: np.ndarray) -> TailWeights:
+        """A vector that flat() made, in the shapes of these."""
+        ends = np.cumsum([self.writer.size, self.bias.size])
+        writer, bias, logits = np.split(flat, ends)
+        return TailWeights(writer.reshape(self.writer.shape), bias, logits.reshape(self.logits.shape))
+
+    def single(self) -> TailWeights:
+        """In float32."""
+        return TailWeights(*(np.asarray(array, np.float32) for array in (self.writer, self.bias, self.logits)))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tokens:
+    """Rows of tokens, float32: the writer's features [T, K (+ 1)], the stream [T, C], log-probabilities [T, V]."""
+
+    features: np.ndarray
+    stream: np.ndarray
+    log_p: np.ndarray
+
+    @classmethod
+    def joined(cls, parts: Sequence[_Tokens]) -> _Tokens:
+        fields = (field.name for field in dataclasses.fields(cls))
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in fields))
+
+
+class _Model:
+    """The tail as a function of its weights; the norm's own weight and steepness stay as they are."""
+
+    def __init__(self, function: Function, parameters: NormParameters, size: float) -> None:
+        self._function = function
+        self._scalars = {name: np.asarray(value, np.float32) for name, value in parameters.scalars.items()}
+        self._weight = np.asarray(parameters.weight, np.float32)
+        self._step = np.float32(DIFFERENCE * size)
+
+    def kl_and_gradient(self, tokens: _Tokens, weights: TailWeights) -> tuple[float, TailWeights]:
+        """Mean KL(original || converted), nats, and its gradient."""
+        single = weights.single()
+        stream = tokens.stream + tokens.features @ single.writer
+        core = self._core(stream)
+        y = core * self._weight + single.bias
+        log_q = log_softmax(_logits(y, single.logits))
+        to_logits = (np.exp(log_q) - np.exp(tokens.log_p)) / np.float32(len(log_q))
+        to_y = to_logits @ single.logits[: y.shape[1]].T
+        slope = self._weight * (self._core(stream + self._step) - core) / self._step
+        by_logits = [y.T @ to_logits]
+        if len(single.logits) > y.shape[1]:
+            by_logits.append(to_logits.sum(0, keepdims=True))
+        gradient = TailWeights(tokens.features.T @ (to_y * slope), to_y.sum(0), np.vstack(by_logits))
+        return mean_kl(tokens.log_p, log_q), gradient
+
+    def _core(self, x: np.ndarray) -> np.ndarray:
+        return self._function.core(x, **self._scalars)
+
+
+def fit_tail(
+    tail: Tail,
+    function: Function,
+    fitted: Fit,
+    start: TailWeights,
+    activations: Callable[[], Iterator[Activations]],
+) -> TailWeights | None:
+    """Weights of least KL from `start` on, or None where held-out tokens gain nothing.
+
+    `activations` must have the tail's `converted` values, and the input of the logits' layer in the original.
+    """
+    tokens = sum(batch.converted[tail.converted[1]].size // tail.writer.outputs for batch in activations())
+    training, held_out = _collect(tail, activations, sampling_step(tokens, tail.weights))
+    size = float(np.sqrt(np.mean(np.square(training.stream), dtype=np.float64)))
+    model = _Model(function, fitted.parameters, size or 1.0)
+
+    def objective(part: _Tokens) -> Objective:
+        def kl_and_gradient(flat: np.ndarray) -> tuple[float, np.ndarray]:
+            value, gradient = model.kl_and_gradient(part, start.like(flat))
+            return value, gradient.flat().astype(np.float64)
+
+        return kl_and_gradient
+
+    name = f"{tail.writer.name} to {tail.logits.name}"
+    found = search(name, objective(training), objective(held_out), start.flat())
+    return None if found is None else start.like(found)
+
+
+def _collect(tail: Tail, activations: Callable[[], Iterator[Activations]], every: int) -> tuple[_Tokens, _Tokens]:
+    """(tokens to fit on, tokens to stop by)."""
+    x, stream = tail.converted
+    matrix, offset = (np.asarray(array, np.float32) for array in (tail.logits.matrix(), tail.logits.offset()))
+    parts: tuple[list[_Tokens], list[_Tokens]] = ([], [])
+    for batch in activations():
+        features, streams = (_rows(batch.converted[name], every) for name in (x, stream))
+        original = _rows(batch.original[str(tail.logits.x.name)], every)
+        if tail.writer.bias is not None:
+            features = np.hstack([features, np.ones((len(features), 1), np.float32)])
+        usable = np.isfinite(features).all(1) & np.isfinite(streams).all(1) & np.isfinite(original).all(1)
+        log_p = log_softmax(original[usable] @ matrix + offset)
+        for part, rows in zip(parts, training_and_held_out(len(log_p)), strict=True):
+            part.append(_Tokens(features[usable][rows], streams[usable][rows], log_p[rows]))
+    return _Tokens.joined(parts[0]), _Tokens.joined(parts[1])
+
+
+def _rows(array: np.ndarray, every: int) -> np.ndarray:
+    return np.asarray(array, np.float32).reshape(-1, array.shape[-1])[::every]
+
+
+def _logits(y: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """y W, with the last row as a bias if there is one more than y has columns."""
+    size = y.shape[1]
+    return y @ weights[:size] + weights[size:].sum(0)
+
+
+def _is_read_once(value: ir.Value) -> bool:
+    return not value.is_graph_output() and len(list(value.consumers())) == 1

@@ -1,0 +1,103 @@
+"""The end of a language model is found where it is one, and fitted by a KL whose gradient is right."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from dynorm_onnx.calibration.fit import Fit
+from dynorm_onnx.calibration.last_layer import log_softmax
+from dynorm_onnx.calibration.stages import Activations
+from dynorm_onnx.calibration.tail import Tail, TailWeights, _Model, _Tokens, find_tail, fit_tail
+from dynorm_onnx.functions import REGISTRY, NormParameters
+from dynorm_onnx.graph.linear import find_linear_layers
+from dynorm_onnx.graph.lower import LoweredNorm, lower
+from dynorm_onnx.graph.model_io import load, prepare
+from dynorm_onnx.graph.sites import find_sites
+from dynorm_onnx.runtime.session import run_model
+from tests.shipped import MODEL
+
+TOKENS, FEATURES, CHANNELS, WORDS = 500, 5, 6, 9
+
+
+@pytest.fixture(scope="module")
+def shipped() -> tuple[ir.Model, tuple[LoweredNorm, ...]]:
+    model = prepare(load(MODEL))
+    return model, tuple(lower(model, find_sites(model, run=run_model).sites))
+
+
+def parameters(name: str, rng: np.random.Generator) -> NormParameters:
+    scalars = REGISTRY[name].from_steepness(rng.uniform(0.3, 1.0, CHANNELS), 0.3 * rng.normal(size=CHANNELS))
+    return NormParameters(rng.uniform(0.5, 2.0, CHANNELS), rng.normal(size=CHANNELS), scalars)
+
+
+def weights(rng: np.random.Generator, *, biased: bool) -> TailWeights:
+    return TailWeights(
+        rng.normal(size=(FEATURES + biased, CHANNELS)),
+        rng.normal(size=CHANNELS),
+        rng.normal(size=(CHANNELS + biased, WORDS)),
+    )
+
+
+def tokens(rng: np.random.Generator, *, biased: bool) -> _Tokens:
+    features = rng.normal(size=(TOKENS, FEATURES + biased))
+    features[:, FEATURES:] = 1
+    arrays = (features, rng.normal(size=(TOKENS, CHANNELS)), log_softmax(rng.normal(size=(TOKENS, WORDS))))
+    return _Tokens(*(array.astype(np.float32) for array in arrays))
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("name", REGISTRY)
+def test_the_gradient_is_that_of_the_divergence(name: str, biased: bool) -> None:
+    rng = np.random.default_rng(1)
+    data, at, along = tokens(rng, biased=biased), weights(rng, biased=biased), weights(rng, biased=biased)
+    model = _Model(REGISTRY[name], parameters(name, rng), 1.0)
+    step = 1e-3
+
+    def moved(by: float) -> float:
+        return model.kl_and_gradient(data, at.like(at.flat() + by * along.flat()))[0]
+
+    numeric = (moved(step) - moved(-step)) / (2 * step)
+    value, gradient = model.kl_and_gradient(data, at)
+    assert value == pytest.approx(moved(0.0), rel=1e-6)
+    assert np.vdot(gradient.flat(), along.flat()) == pytest.approx(numeric, rel=5e-3)
+
+
+def test_the_tail_of_the_shipped_model_is_found(shipped: tuple[ir.Model, tuple[LoweredNorm, ...]]) -> None:
+    model, norms = shipped
+    layers = find_linear_layers(model.graph).layers
+    tail = find_tail(layers, norms, "logits")
+    assert tail is not None
+    assert tail.norm is norms[-1]
+    assert (tail.writer.inputs, tail.logits.outputs) == (432, 256)
+    assert find_tail(layers, norms[:-1], "logits") is None  # the last norm is kept
+    assert find_tail(layers, norms, None) is None  # no logits
+    assert find_tail([layer for layer in layers if layer is not tail.writer], norms, "logits") is None
+
+
+def test_weights_that_were_disturbed_come_back(shipped: tuple[ir.Model, tuple[LoweredNorm, ...]]) -> None:
+    """Where the function itself made the original's distribution, the divergence can and must become small."""
+    model, norms = shipped
+    tail = find_tail(find_linear_layers(model.graph).layers, norms, "logits")
+    assert isinstance(tail, Tail)
+    rng = np.random.default_rng(2)
+    function, channels = REGISTRY["dyisru"], tail.writer.outputs
+    fitted = Fit(NormParameters(np.ones(channels), np.zeros(channels), {"beta": np.ones(channels)}), 0.0, np.zeros(1))
+    right = TailWeights(tail.writer.matrix(), np.zeros(channels), tail.logits.matrix())
+    x, stream = rng.normal(size=(TOKENS, tail.writer.inputs)), rng.normal(size=(TOKENS, channels))
+    y = function.core(stream + x @ right.writer, **fitted.parameters.scalars)
+    names = tail.converted
+
+    def activations() -> Iterator[Activations]:
+        yield Activations({str(tail.logits.x.name): y}, dict(zip(names, (x, stream), strict=True)), None)
+
+    start = TailWeights(right.writer, right.bias + 0.3 * rng.normal(size=channels), right.logits)
+    found = fit_tail(tail, function, fitted, start, activations)
+    assert found is not None
+    log_p = log_softmax(y @ right.logits)
+    data = _Tokens(*(array.astype(np.float32) for array in (x, stream, log_p)))
+    measured = _Model(function, fitted.parameters, 1.0)
+    assert measured.kl_and_gradient(data, found)[0] < 0.2 * measured.kl_and_gradient(data, start)[0]

@@ -1,0 +1,62 @@
+"""A model that is run piece by piece gives what it gives whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from dynorm_onnx.errors import DataError
+from dynorm_onnx.graph.model_io import load, prepare
+from dynorm_onnx.graph.pieces import cut_by_weights, part_of_model, weight_bytes
+from dynorm_onnx.runtime.arrays import run
+from dynorm_onnx.runtime.pieces import PiecewiseModel, open_model
+from dynorm_onnx.runtime.session import make_session
+from tests.shipped import MODEL
+
+LIMIT = 400_000  # bytes; the model has 5.3 million
+
+
+@pytest.fixture(scope="module")
+def model() -> ir.Model:
+    return prepare(load(MODEL))
+
+
+@pytest.fixture(scope="module")
+def feeds() -> dict[str, np.ndarray]:
+    return {"input_ids": np.random.default_rng(0).integers(0, 256, (2, 40))}
+
+
+def test_the_outputs_are_those_of_the_whole_model(model: ir.Model, feeds: dict[str, np.ndarray]) -> None:
+    pieces = PiecewiseModel(model, limit=LIMIT)
+    whole = run(make_session(MODEL), feeds)
+    np.testing.assert_allclose(run(pieces, feeds)["logits"], whole["logits"], atol=2e-4)
+    assert [port.name for port in pieces.get_outputs()] == ["logits"]
+    assert pieces.get_inputs()[0].type == "tensor(int64)"
+
+
+def test_pieces_keep_to_the_limit_and_share_no_large_weight(model: ir.Model) -> None:
+    pieces = cut_by_weights(model.graph, LIMIT)
+    assert len(pieces) > 10
+    parts = [part_of_model(model, piece.inputs, piece.outputs) for piece in pieces]
+    assert max(map(weight_bytes, parts)) < 1.1 * LIMIT  # constants may be in several
+    assert sum(map(weight_bytes, parts)) < 1.05 * weight_bytes(model)
+
+
+def test_one_piece_where_everything_fits(model: ir.Model) -> None:
+    (piece,) = cut_by_weights(model.graph, 1 << 30)
+    assert (piece.inputs, piece.outputs) == (("input_ids",), ("logits",))
+
+
+def test_open_model_chooses_by_size(model: ir.Model, feeds: dict[str, np.ndarray]) -> None:
+    assert not isinstance(open_model(MODEL), PiecewiseModel)
+    small = open_model(Path(MODEL), limit=1000)
+    assert isinstance(small, PiecewiseModel)
+    assert isinstance(open_model(model, limit=1000), PiecewiseModel)
+
+
+def test_a_missing_feed_is_named(model: ir.Model) -> None:
+    with pytest.raises(DataError, match="input_ids"):
+        run(PiecewiseModel(model, limit=LIMIT), {})
