@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Mapping
+from typing import Any
 
 from dynorm_onnx.calibration.data import CalibrationData
 from dynorm_onnx.calibration.norms import Calibrated
 from dynorm_onnx.config import ConvertConfig
+from dynorm_onnx.graph.fold import NO_FOLDS, Folds
 from dynorm_onnx.graph.norm_site import NormSite, SitesFound
 from dynorm_onnx.progress import StepClock, peak_memory_mib
 from dynorm_onnx.report.model import CalibrationSummary, Report, SiteReport
@@ -24,6 +26,8 @@ def build_report(
     calibrated: Calibrated | None = None,
     validation: Validation | None = None,
     timing: tuple[Timing, ...] = (),
+    distillation: Mapping[str, Any] | None = None,
+    folds: Folds = NO_FOLDS,
 ) -> Report:
     """The report of one conversion; without data and outcome, that of a dry run."""
     return Report(
@@ -36,13 +40,21 @@ def build_report(
         sites=tuple(_site(site, config, kept, calibrated) for site in found.sites) + _refused(found),
         near_misses=found.near_misses,
         calibration=_calibration(data, clock) if calibrated else None,
+        distillation=distillation,
         validation=validation,
         timing=timing,
-        changed_initializers=tuple(calibrated.initializers) if calibrated else (),
+        changed_initializers=_changed(calibrated, folds),
+        folds=folds,
         warnings=_warnings(data if calibrated else None, calibrated, validation),
         seconds=dict(clock.seconds),
         peak_memory_mib=round(peak_memory_mib(), 1),
     )
+
+
+def _changed(calibrated: Calibrated | None, folds: Folds) -> tuple[str, ...]:
+    """The initializers that are not what they were, each once."""
+    fitted = calibrated.initializers if calibrated else ()
+    return tuple(dict.fromkeys((*fitted, *folds.changed_initializers)))
 
 
 def _site(site: NormSite, config: ConvertConfig, kept: Mapping[str, str], calibrated: Calibrated | None) -> SiteReport:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -25,9 +27,13 @@ def print_report(report: Report, console: Console) -> None:
     console.print(_sites(report))
     for miss in report.near_misses:
         console.print(f"not a norm: {miss.name}: {miss.reason}")
+    for line in _folds(report):
+        console.print(line)
     if report.calibration:
         c = report.calibration
         console.print(f"calibrated on {c.tokens:,} tokens ({c.source}), {c.samples} samples, {c.seconds:.1f} s")
+    if report.distillation:
+        console.print(_distillation(report.distillation))
     if report.validation:
         console.print(_quality(report))
     if report.timing:
@@ -36,6 +42,15 @@ def print_report(report: Report, console: Console) -> None:
         console.print(f"[yellow]warning:[/yellow] {warning}")
     if report.output:
         console.print(f"written: [bold]{report.output}[/bold]")
+
+
+def _distillation(run: Mapping[str, Any]) -> str:
+    losses = [point["loss"] for point in run["losses"]]
+    return (
+        f"distilled on {run['tokens']:,} tokens in {run['steps']} steps "
+        f"({run['train']} parameters, {run['precision']}), "
+        f"loss {losses[0]:.4f} → {losses[-1]:.4f}, {run['seconds']:.0f} s"
+    )
 
 
 def _sites(report: Report) -> Table:
@@ -64,6 +79,17 @@ def _add_site(table: Table, site: SiteReport) -> None:
         f"{site.status}: {site.reason}" if site.reason else site.status,
         "" if site.error is None else f"{site.error:.3f}",
     )
+
+
+def _folds(report: Report) -> Iterator[str]:
+    """A line for each kind of exact fold that was done."""
+    what = {"centring": "centrings into the weights upstream", "weight": "weights into the layers that read them"}
+    for kind, told in what.items():
+        done = [fold for fold in report.folds.done if fold.kind == kind]
+        if done:
+            sites = sum(len(fold.sites) for fold in done)
+            into = len({name for fold in done for name in fold.into})
+            yield f"folds: {sites} {told} ({into} changed; outputs moved by {report.folds.error or 0:.1g})"
 
 
 def _quality(report: Report) -> Table:

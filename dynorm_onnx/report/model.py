@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from dynorm_onnx.functions import NormParameters
+from dynorm_onnx.graph.fold import NO_FOLDS, Folds
 from dynorm_onnx.graph.norm_site import NearMiss
 from dynorm_onnx.runtime.timing import Timing
 from dynorm_onnx.runtime.validate import Validation
@@ -64,9 +66,11 @@ class Report:
     sites: tuple[SiteReport, ...]
     near_misses: tuple[NearMiss, ...]
     calibration: CalibrationSummary | None = None
+    distillation: Mapping[str, Any] | None = None  # the JSON object of the training, None without
     validation: Validation | None = None
     timing: tuple[Timing, ...] = ()
     changed_initializers: tuple[str, ...] = ()
+    folds: Folds = NO_FOLDS
     warnings: tuple[str, ...] = ()
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)  # by step
     peak_memory_mib: float | None = None
@@ -83,9 +87,15 @@ class Report:
             "sites": [site.as_dict() for site in self.sites],
             "near_misses": [{"name": miss.name, "reason": miss.reason} for miss in self.near_misses],
             "calibration": dataclasses.asdict(self.calibration) if self.calibration else None,
+            "distillation": dict(self.distillation) if self.distillation else None,
             "validation": self.validation.as_dict() if self.validation else None,
             "timing": [timing.as_dict() for timing in self.timing],
             "changed_initializers": list(self.changed_initializers),
+            "folds": {
+                "done": [dataclasses.asdict(fold) for fold in self.folds.done],
+                "left": [dataclasses.asdict(fold) for fold in self.folds.left],
+                "relative_error": self.folds.error,
+            },
             "warnings": list(self.warnings),
             "seconds": {step: round(value, 3) for step, value in self.seconds.items()},
             "peak_memory_mib": self.peak_memory_mib,
