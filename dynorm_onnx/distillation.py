@@ -1,0 +1,93 @@
+"""Method "distil" as a step of a conversion: what was reconstructed is trained, and becomes parameters again.
+
+PyTorch is imported only when that step begins.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import logging
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from dynorm_onnx.calibration.data import CalibrationData, signature
+from dynorm_onnx.calibration.norms import Calibrated
+from dynorm_onnx.errors import UsageError
+from dynorm_onnx.graph.lower import LoweredNorm
+from dynorm_onnx.runtime.arrays import Feeds
+
+log = logging.getLogger(__name__)
+
+RECONSTRUCTION_TOKENS = 32_768
+"""Of the data of a distillation, so much is reconstructed on first: more gains little and costs time and memory."""
+
+_TELL_EVERY = 10.0  # seconds between lines of the log
+
+
+def require_torch() -> None:
+    """Raises UsageError where PyTorch is not installed; to be asked before anything else is done."""
+    if importlib.util.find_spec("torch") is None:
+        raise UsageError("--method distil needs PyTorch: pip install dynorm-onnx[torch]")
+
+
+def reconstruction_batches(data: CalibrationData) -> tuple[Feeds, ...]:
+    """Batches spread evenly over the calibration data, of about RECONSTRUCTION_TOKENS together."""
+    batches = data.calibration
+    wanted = -(-len(batches) * RECONSTRUCTION_TOKENS // data.tokens) if data.tokens else len(batches)
+    if wanted >= len(batches):
+        return batches
+    return tuple(batches[place * len(batches) // wanted] for place in range(wanted))
+
+
+def distil_calibrated(
+    converted: ir.Model,
+    norms: Sequence[LoweredNorm],
+    calibrated: Calibrated,
+    original: Any,
+    data: CalibrationData,
+    *,
+    steps: int,
+    train: str,
+    checkpoint: Path | None,
+    seed: int,
+    progress: Callable[[int, int], None],
+) -> tuple[Calibrated, dict[str, Any]]:
+    """What training makes of `converted`, the model that `calibrated` gave: (Calibrated, JSON object of the run).
+
+    `original` is a session of the original. Raises ModelError for an operator that cannot run in PyTorch,
+    and what the training itself raises.
+    """
+    require_torch()
+    from dynorm_onnx.pytorch.distil import StepProgress, distil_model
+
+    last_line = time.monotonic()
+
+    def tell(told: StepProgress) -> None:
+        nonlocal last_line
+        progress(told.step, told.steps)
+        if time.monotonic() - last_line > _TELL_EVERY or told.step in (1, told.steps):
+            last_line = time.monotonic()
+            log.info("distil %d of %d: loss %.4f, %.0f s left", told.step, told.steps, told.loss, told.seconds_left)
+
+    trained = distil_model(
+        converted,
+        original,
+        data.calibration,
+        steps=steps,
+        train=train,
+        logits=signature(converted).logits,
+        checkpoint=checkpoint,
+        seed=seed,
+        progress=tell,
+    )
+    fits = dict(calibrated.fits)
+    for norm in norms:
+        parameters = trained.parameters[str(norm.node.name)]
+        fits[norm.site_name] = dataclasses.replace(fits[norm.site_name], parameters=parameters)
+    initializers = {**calibrated.initializers, **trained.initializers}
+    return dataclasses.replace(calibrated, fits=fits, initializers=initializers), trained.run.as_dict()

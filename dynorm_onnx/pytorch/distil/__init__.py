@@ -1,0 +1,8 @@
+"""Distillation: a short training of a converted model towards its original, in PyTorch or from the ONNX file."""
+
+from __future__ import annotations
+
+from dynorm_onnx.pytorch.distil.onnx_file import Distilled, distil_model
+from dynorm_onnx.pytorch.distil.trainer import Distillation, StepProgress, distil
+
+__all__ = ["Distillation", "Distilled", "StepProgress", "distil", "distil_model"]

@@ -1,0 +1,100 @@
+"""How far a student's outputs are from the teacher's: what distillation minimises."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from dynorm_onnx.errors import DataError
+
+Outputs = Mapping[str, Tensor]
+"""Float tensors by name."""
+
+MASK = "attention_mask"
+
+
+def named_outputs(output: Any) -> dict[str, Tensor]:
+    """The float tensors of what a model returned, by name: a tensor, a mapping, a tuple, an object of Hugging Face.
+
+    Caches and other nested things are left out. Raises DataError where there is no float tensor.
+    """
+    if isinstance(output, Tensor):
+        items: dict[str, Any] = {"output": output}
+    elif isinstance(output, Mapping):
+        items = dict(output)
+    elif isinstance(output, tuple | list):
+        items = {f"output{place}": item for place, item in enumerate(output)}
+    else:
+        raise DataError(f"the model returned {type(output).__name__}, which holds no outputs that could be compared")
+    found = {name: item for name, item in items.items() if isinstance(item, Tensor) and item.is_floating_point()}
+    if not found:
+        raise DataError("the model returned no float tensor that could be compared")
+    return found
+
+
+def distance(student: Outputs, teacher: Outputs, mask: Tensor | None, logits: str | None, others: float) -> Tensor:
+    """The loss, a scalar float32.
+
+    With logits: the mean KL(teacher || student) of a token in nats, plus `others` times the mean
+    unlikeness of the other outputs that both have (hidden states, where the models give them out).
+    Without: the mean unlikeness of all outputs.
+
+    Args:
+        student, teacher: [batch, length, ...] or any other shape, the same for both.
+        mask: [batch, length], 0 for padding, which counts for nothing.
+        logits: the output of logits over a vocabulary, if there is one.
+    """
+    rest = [name for name in teacher if name in student and name != logits and teacher[name].numel()]
+    terms = []
+    if logits is not None:
+        terms.append(kl(student[logits], teacher[logits], mask))
+    if rest and (others or logits is None):
+        unlike = [unlikeness(student[name], teacher[name], mask) for name in rest]
+        terms.append((others if logits is not None else 1.0) * torch.stack(unlike).mean())
+    if not terms:
+        raise DataError("student and teacher have no output in common that could be compared")
+    return torch.stack(terms).sum()
+
+
+def kl(student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean KL(teacher || student) over tokens, nats, of logits [..., V]."""
+    log_q = torch.log_softmax(student.float(), -1)
+    log_p = torch.log_softmax(teacher.float(), -1)
+    return _mean(functional.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1), mask)
+
+
+def unlikeness(student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
+    """Relative squared error plus one minus cosine, of vectors over the last axis, averaged.
+
+    An output with an axis of tokens is also compared after averaging over them, as sentence embeddings
+    are made from it: that difference counts as much as all the tokens.
+    """
+    y, target = student.float(), teacher.float()
+    each = _mean(_vector_unlikeness(y, target), mask if _fits(mask, target.shape[:-1]) else None)
+    if target.ndim != 3:
+        return each
+    weights = mask.float() if _fits(mask, target.shape[:2]) and mask is not None else y.new_ones(y.shape[:2])
+    share = (weights / weights.sum(1, keepdim=True).clamp(min=1)).unsqueeze(-1)
+    pooled = _vector_unlikeness((share * y).sum(1), (share * target).sum(1)).mean()
+    return each + pooled
+
+
+def _vector_unlikeness(y: Tensor, target: Tensor) -> Tensor:
+    square = target.square().sum(-1).clamp(min=1e-12)
+    return (y - target).square().sum(-1) / square + 1 - functional.cosine_similarity(y, target, dim=-1, eps=1e-6)
+
+
+def _fits(mask: Tensor | None, shape: torch.Size) -> bool:
+    return mask is not None and mask.shape == shape
+
+
+def _mean(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Over the tokens that the mask shows, where it has the shape of the values."""
+    if mask is None or not _fits(mask, values.shape):
+        return values.mean()
+    weights = mask.to(values.dtype)
+    return (values * weights).sum() / weights.sum().clamp(min=1)

@@ -1,0 +1,274 @@
+"""distil(): a short training of a converted model towards the outputs of its original."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from dynorm_onnx.errors import DataError, ModelError, UsageError
+from dynorm_onnx.pytorch.distil.checkpoint import RunState, load_checkpoint, save_checkpoint
+from dynorm_onnx.pytorch.distil.gradual import Gradual
+from dynorm_onnx.pytorch.distil.losses import MASK, distance, named_outputs
+from dynorm_onnx.pytorch.distil.optimizer import Trained, make_optimizer, set_rates, trained_parameters
+from dynorm_onnx.pytorch.distil.teacher import Teacher
+
+log = logging.getLogger(__name__)
+
+Batch = Any
+"""What one forward pass takes: a tensor, a tuple of arguments, or a mapping of keyword arguments."""
+
+LARGEST_GRADIENT = 1.0
+SAVE_EVERY = 60.0  # seconds
+CURVE_POINTS = 200
+_IDS = "input_ids"
+
+
+@dataclasses.dataclass(frozen=True)
+class StepProgress:
+    """What is told after every step: `loss` is that of the step, `seconds_left` an estimate."""
+
+    step: int
+    steps: int
+    loss: float
+    seconds_left: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Distillation:
+    """What a run did. `losses` are (step, mean loss since the last point), from the first step to the last."""
+
+    steps: int
+    tokens: int  # padding not counted; 0 where the batches hold no token ids
+    seconds: float  # of all parts of a run that was interrupted
+    losses: tuple[tuple[int, float], ...]
+    train: str
+    precision: str
+    resumed_from: int | None  # steps that an interrupted run had done
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        shown = dataclasses.asdict(self)
+        return {**shown, "losses": [{"step": step, "loss": round(loss, 6)} for step, loss in self.losses]}
+
+
+def distil(
+    student: nn.Module,
+    teacher: Callable[..., Any],
+    data: Sequence[Batch],
+    *,
+    steps: int,
+    train: str = "all",
+    learning_rate: float = 0.003,
+    norm_learning_rate: float = 0.002,
+    logits: str | None = "logits",
+    hidden: float = 0.0,
+    order: Sequence[str] = (),
+    checkpoint: Path | str | None = None,
+    precision: str = "auto",
+    device: torch.device | str | None = None,
+    seed: int = 0,
+    progress: Callable[[StepProgress], None] | None = None,
+) -> Distillation:
+    """Train `student`, in place, towards what `teacher` gives on the same batches.
+
+    Both are called alike, with a batch as it is given; they may return a tensor, a mapping of names (as
+    models of Hugging Face do) or a tuple. The loss is the KL to the teacher's logits, or without logits the
+    relative squared error and cosine of the outputs; positions that `attention_mask` hides do not count.
+
+    Args:
+        student: a model whose norms were replaced (replace_norms), or a GraphModule of a converted file.
+        teacher: the original: a module, or any callable.
+        data: batches (a tensor, a tuple, or a mapping each) that fit in memory; they are gone through in an
+            order drawn anew for every round.
+        steps: batches to train on.
+        train: "norms", the parameters of the functions in the place of norms, or "all" weights.
+        learning_rate, norm_learning_rate: peak of a parameter's step relative to its root mean square;
+            the second for the functions' parameters, of which alpha and beta are trained by their logarithm.
+        logits: the name of the output of logits, where there is one of that name; a model that returns a single
+            tensor calls it "output".
+        hidden: weight of the other outputs that both have beside logits, such as hidden states.
+        order: paths of the replaced norms in the order in which they give way (by half of the steps); until
+            its turn the teacher's module stands at the path. Empty: all from the start.
+        checkpoint: a file, written every minute; a run that was interrupted goes on from it when called again
+            with the same arguments. It is left in place at the end.
+        precision: "float32", "bfloat16" (autocast), or "auto": bfloat16 where the processor computes in it.
+        device: where to train; by default CUDA if it is there and the student fits, else the CPU.
+        seed: of the order of batches.
+        progress: called after every step.
+
+    Raises:
+        UsageError: an argument makes no sense, or the checkpoint is another run's.
+        DataError: there is no batch, or no output that could be compared.
+        ModelError: the loss is not finite.
+    """
+    run = _Run(student, teacher, data, steps, train, learning_rate, norm_learning_rate, logits, hidden, order,
+               None if checkpoint is None else Path(checkpoint), precision, device, seed)  # fmt: skip
+    return run.go(progress or (lambda told: None))
+
+
+class _Run:
+    """One call of distil()."""
+
+    def __init__(
+        self, student: nn.Module, teacher: Callable[..., Any], data: Sequence[Batch], steps: int, train: str,
+        rate: float, norm_rate: float, logits: str | None, hidden: float, order: Sequence[str],
+        checkpoint: Path | None, precision: str, device: torch.device | str | None, seed: int,
+    ) -> None:  # fmt: skip
+        if steps < 1:
+            raise UsageError(f"steps must be at least 1, not {steps}")
+        if not len(data):
+            raise DataError("data holds no batch: nothing can be distilled")
+        self.device = torch.device(device) if device is not None else _best_device()
+        self.precision = _precision(precision, self.device)
+        self.student = student.to(self.device)
+        if isinstance(teacher, nn.Module):
+            teacher = teacher.to(self.device).eval()
+        self.gradual = Gradual(student, _as_module(teacher), order, steps) if order else None
+        self.teacher = Teacher(lambda batch: _call(teacher, batch), again=steps > len(data))
+        self.data = data
+        self.steps, self.train, self.seed = steps, train, seed
+        self.logits, self.hidden = logits, hidden
+        self.checkpoint = checkpoint
+        self.trained: list[Trained] = trained_parameters(student, train)
+        self.optimizer = make_optimizer(self.trained, rate, norm_rate)
+        self.arguments = {
+            "steps": steps, "train": train, "learning_rate": rate, "norm_learning_rate": norm_rate, "logits": logits,
+            "hidden": hidden, "order": list(order), "precision": self.precision, "seed": seed, "batches": len(data),
+        }  # fmt: skip
+
+    def go(self, progress: Callable[[StepProgress], None]) -> Distillation:
+        state = RunState()
+        if self.checkpoint is not None:
+            state = load_checkpoint(self.checkpoint, self.arguments, self.trained, self.optimizer)
+        resumed_from = state.step or None
+        before, started, saved = state.seconds, time.monotonic(), time.monotonic()
+        first = state.step
+        since: list[float] = []
+        with _only_these_learn(self.student, self.trained):
+            for step in range(state.step, self.steps):
+                index = self._batch_index(step)
+                batch = _moved(self.data[index], self.device)
+                since.append(self._step(step, index, batch))
+                state.step, state.tokens = step + 1, state.tokens + _tokens(batch)
+                state.seconds = before + time.monotonic() - started
+                if step == 0 or (step + 1) % max(1, self.steps // CURVE_POINTS) == 0 or step + 1 == self.steps:
+                    state.losses.append((step + 1, float(np.mean(since))))
+                    since.clear()
+                pace = (time.monotonic() - started) / (step + 1 - first)
+                progress(StepProgress(step + 1, self.steps, state.losses[-1][1], pace * (self.steps - step - 1)))
+                if self.checkpoint is not None and not since and time.monotonic() - saved > SAVE_EVERY:
+                    save_checkpoint(self.checkpoint, self.arguments, state, self.trained, self.optimizer)
+                    saved = time.monotonic()
+        if self.gradual is not None:
+            self.gradual.finish()
+        if self.checkpoint is not None and state.step > first:
+            save_checkpoint(self.checkpoint, self.arguments, state, self.trained, self.optimizer)
+        return Distillation(
+            self.steps,
+            state.tokens,
+            round(state.seconds, 3),
+            tuple(state.losses),
+            self.train,
+            self.precision,
+            resumed_from,
+        )
+
+    def _step(self, step: int, index: int, batch: Batch) -> float:
+        if self.gradual is not None:
+            self.gradual.at(step)
+        set_rates(self.optimizer, step, self.steps)
+        target = {name: tensor.to(self.device) for name, tensor in self.teacher(index, batch).items()}
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            output = named_outputs(_call(self.student, batch))
+        mask = batch.get(MASK) if isinstance(batch, Mapping) else None
+        logits = self.logits if self.logits in target else None
+        loss = distance(output, target, mask, logits, self.hidden)
+        if not math.isfinite(value := float(loss.detach())):
+            raise ModelError(
+                f"the loss of distillation is {value} at step {step + 1}: try a smaller learning rate, or float32"
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_([t.parameter for t in self.trained], LARGEST_GRADIENT)
+        self.optimizer.step()
+        return value
+
+    def _batch_index(self, step: int) -> int:
+        """Every round goes through all batches, in an order that seed and round alone decide."""
+        round_, place = divmod(step, len(self.data))
+        if place == 0 or not hasattr(self, "_order"):
+            self._order = np.random.default_rng([self.seed, round_]).permutation(len(self.data))
+        return int(self._order[place])
+
+
+@contextlib.contextmanager
+def _only_these_learn(student: nn.Module, trained: Sequence[Trained]) -> Iterator[None]:
+    """Gradients for the trained parameters alone; the student in eval mode, as dropout would blur the target."""
+    before = {parameter: parameter.requires_grad for parameter in student.parameters()}
+    modes = {module: module.training for module in student.modules()}
+    chosen = {id(t.parameter) for t in trained}
+    for parameter in before:
+        parameter.requires_grad_(id(parameter) in chosen)
+    student.eval()
+    try:
+        yield
+    finally:
+        for parameter, needed in before.items():
+            parameter.requires_grad_(needed)
+            parameter.grad = None
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _call(model: Callable[..., Any], batch: Batch) -> Any:
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    return model(*batch) if isinstance(batch, tuple | list) else model(batch)
+
+
+def _moved(batch: Batch, device: torch.device) -> Batch:
+    if isinstance(batch, Mapping):
+        return {name: _moved(item, device) for name, item in batch.items()}
+    if isinstance(batch, tuple | list):
+        return tuple(_moved(item, device) for item in batch)
+    return batch.to(device) if isinstance(batch, torch.Tensor) else batch
+
+
+def _tokens(batch: Batch) -> int:
+    if not isinstance(batch, Mapping):
+        return int(batch.numel()) if isinstance(batch, torch.Tensor) and not batch.is_floating_point() else 0
+    ids, mask = batch.get(_IDS), batch.get(MASK)
+    if ids is None:
+        return 0
+    return int(mask.count_nonzero()) if mask is not None and mask.shape == ids.shape else int(ids.numel())
+
+
+def _as_module(teacher: Callable[..., Any]) -> nn.Module:
+    if not isinstance(teacher, nn.Module):
+        raise UsageError("order needs a teacher that is an nn.Module: its norms stand in until their turn comes")
+    return teacher
+
+
+def _best_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _precision(asked: str, device: torch.device) -> str:
+    if asked not in ("auto", "float32", "bfloat16"):
+        raise UsageError(f"precision={asked!r} is not one of auto, float32, bfloat16")
+    if asked != "auto":
+        return asked
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+    computes = device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return "bfloat16" if computes else "float32"

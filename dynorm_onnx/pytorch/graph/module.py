@@ -1,0 +1,164 @@
+"""GraphModule: an ONNX graph as a PyTorch module, its weights as parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from onnx_ir.passes.common import InlinePass
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from dynorm_onnx.errors import DataError, ModelError
+from dynorm_onnx.graph.model_io import clone
+from dynorm_onnx.pytorch.graph.operators import OPERATORS
+from dynorm_onnx.pytorch.graph.program import Values, compile_graph
+from dynorm_onnx.pytorch.graph.segments import Segment, segments
+from dynorm_onnx.pytorch.graph.tensors import to_array, to_torch
+from dynorm_onnx.pytorch.graph.weights import find_weights
+
+
+class GraphModule(nn.Module):
+    """Computes what the graph computes, with autograd.
+
+    Args:
+        model: as dynorm_onnx.graph.model_io.load() gives it; not changed. Local functions that have an
+            operator here (the functions of this package, ONNX Runtime's norms) run as that, others inlined.
+        float_type: the type that all floats are computed in, whatever the graph says (constants and casts
+            included); None leaves every value its own type.
+        checkpointing: in training keep only what crosses the borders of blocks, and compute the rest again.
+
+    Every float initializer is a parameter; those that are no weights (weights.py tells) need no gradient.
+    Raises ModelError for an operator or a type that is not supported, naming the node.
+    """
+
+    def __init__(self, model: ir.Model, *, float_type: torch.dtype | None = None, checkpointing: bool = False) -> None:
+        super().__init__()
+        flat = _inlined(model)
+        graph = flat.graph
+        self.float_type = float_type
+        self.checkpointing = checkpointing
+        self._weights = find_weights(graph)
+        self._own_types: dict[str, np.dtype] = {}
+        self._keys: dict[str, str] = {}  # initializer -> name of the parameter
+        for name, value in graph.initializers.items():
+            tensor = value.const_value
+            if tensor is None:
+                raise ModelError(f"The weight {name!r} holds no data.")
+            if tensor.dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE):
+                self._own_types[name] = tensor.dtype.numpy()
+                self._add_parameter(name, to_torch(tensor, float_type))
+        self._logarithms = frozenset(n for n in self._weights.positive if self._stored_by_logarithm(n))
+        self.program = compile_graph(graph, flat.opset_imports, float_type, frozenset(self._keys))
+        self._segments: tuple[Segment, ...] = segments(self.program, self._weights.activations)
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Of the graph, in its order."""
+        return self.program.inputs
+
+    def forward(self, **inputs: torch.Tensor) -> dict[str, Any]:
+        """The outputs by name, from the inputs by name. Raises DataError for an input that is missing."""
+        missing = [name for name in self.program.inputs if name not in inputs]
+        if missing:
+            raise DataError(f"the model takes {missing[0]!r}, which was not given")
+        fixed: Values = {**self.program.constants, **{name: self._value(name) for name in self._keys}}
+        values: Values = {name: self._as_float_type(inputs[name]) for name in self.program.inputs}
+        if self.checkpointing and torch.is_grad_enabled():
+            self._run_in_segments(fixed, values)
+        else:
+            values = {**fixed, **values}
+            self.program.run(values)
+        return {name: values[name] if name in values else fixed[name] for name in self.program.outputs}
+
+    def learned(self) -> dict[str, nn.Parameter]:
+        """The weights, parameters of norms included, by the names of their initializers."""
+        return {name: self._parameter(name) for name in self._keys if name in self._weights.learned}
+
+    def norm_parameters(self) -> list[nn.Parameter]:
+        """The parameters of the functions that stand in for norms."""
+        return [self._parameter(name) for name in self._keys if name in self._weights.norms]
+
+    def logarithms(self) -> list[nn.Parameter]:
+        """Those of the norm_parameters() that hold the logarithm of their initializer."""
+        return [self._parameter(name) for name in self._logarithms]
+
+    @torch.no_grad()
+    def activation_bytes(self, inputs: dict[str, torch.Tensor]) -> int:
+        """About what a training pass over one batch keeps: all activations that the graph makes."""
+        values: Values = {**self.program.constants, **{name: self._value(name) for name in self._keys}}
+        values.update({name: self._as_float_type(tensor) for name, tensor in inputs.items()})
+        total = 0
+        for step in self.program.steps:
+            step.run(values)
+            made = [values.get(name) for name in step.outputs if name in self._weights.activations]
+            total += sum(tensor.numel() * tensor.element_size() for tensor in made if isinstance(tensor, torch.Tensor))
+            for name in step.free:
+                values.pop(name, None)
+        return total
+
+    @torch.no_grad()
+    def wide_initializers(self, names: Collection[str]) -> dict[str, np.ndarray]:
+        """The values of weights by initializer, float64."""
+        return {name: to_array(self._value(name), np.dtype(np.float64)) for name in names}
+
+    def initializers(self, names: Collection[str] | None = None) -> dict[str, np.ndarray]:
+        """The values of the weights by initializer, each in its own type; of `names` only, if given."""
+        wanted = self.learned() if names is None else names
+        with torch.no_grad():
+            return {name: to_array(self._value(name), self._own_types[name]) for name in wanted}
+
+    def _add_parameter(self, name: str, tensor: torch.Tensor) -> None:
+        key = name.replace(".", "/") or "/"
+        while key in self._parameters or hasattr(self, key):
+            key += "/"
+        self._keys[name] = key
+        self.register_parameter(key, nn.Parameter(tensor, requires_grad=name in self._weights.learned))
+
+    def _parameter(self, name: str) -> nn.Parameter:
+        parameter = self._parameters[self._keys[name]]
+        assert isinstance(parameter, nn.Parameter)
+        return parameter
+
+    @torch.no_grad()
+    def _stored_by_logarithm(self, name: str) -> bool:
+        """Makes a parameter that must stay positive its logarithm; one that is not positive stays as it is."""
+        parameter = self._parameter(name)
+        if not bool((parameter > 0).all()):
+            return False
+        parameter.log_()
+        return True
+
+    def _value(self, name: str) -> torch.Tensor:
+        parameter = self._parameter(name)
+        return parameter.exp() if name in self._logarithms else parameter
+
+    def _as_float_type(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(self.float_type) if self.float_type is not None and tensor.is_floating_point() else tensor
+
+    def _run_in_segments(self, fixed: Values, values: Values) -> None:
+        def run(segment: Segment, given: Values) -> Values:
+            local = {**fixed, **given}
+            self.program.run(local, segment.start, segment.stop)
+            return {name: local[name] for name in segment.outputs}
+
+        for segment in self._segments:
+            given = {name: values[name] for name in segment.inputs if name in values}
+            values.update(checkpoint(run, segment, given, use_reentrant=False))
+            for name in segment.free:
+                values.pop(name, None)
+
+
+def _inlined(model: ir.Model) -> ir.Model:
+    """A clone without local functions but those that have an operator here."""
+    flat = clone(model)
+    for function in flat.functions.values():
+        for domain, version in function.opset_imports.items():
+            flat.opset_imports.setdefault(domain, version)
+            function.opset_imports[domain] = flat.opset_imports[domain]
+    InlinePass(criteria=lambda function: (function.domain, function.name) not in OPERATORS)(flat)
+    flat.graph.sort()
+    return flat

@@ -1,0 +1,122 @@
+"""Which initializers of a graph are weights that training may change, and which are constants of the architecture.
+
+Told by what reads them: the matrix of a product, the bias added behind one, the parameters of a norm, the
+table that token ids index. An epsilon, the frequencies of a rotary embedding, a mask or a quantised weight's
+scale are none of these and stay.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import onnx_ir as ir
+
+from dynorm_onnx.functions import DOMAIN, REGISTRY
+from dynorm_onnx.graph.reads import inputs_of
+
+_MS = "com.microsoft"
+# Inputs by position; in MatMul and its like either operand may be the constant.
+_WEIGHT_INPUTS: dict[tuple[str, str], tuple[int, ...]] = {
+    ("", "MatMul"): (0, 1), ("", "Gemm"): (0, 1, 2), ("", "Conv"): (1, 2), ("", "Einsum"): (0, 1, 2),
+    (_MS, "FusedMatMul"): (0, 1), (_MS, "Attention"): (1, 2), (_MS, "MultiHeadAttention"): (3,),
+    (_MS, "MatMulNBits"): (5,), (_MS, "BiasGelu"): (1,), (_MS, "FastGelu"): (1,), (_MS, "BiasSplitGelu"): (1,),
+    ("", "LayerNormalization"): (1, 2), (_MS, "LayerNormalization"): (1, 2), ("", "RMSNormalization"): (1,),
+    ("", "SimplifiedLayerNormalization"): (1,), (_MS, "SimplifiedLayerNormalization"): (1,),
+    (_MS, "SkipLayerNormalization"): (2, 3, 4), (_MS, "SkipSimplifiedLayerNormalization"): (2, 3),
+    (_MS, "EmbedLayerNormalization"): (2, 5, 6), (_MS, "GatedRMSNorm"): (1,), ("", "GroupNormalization"): (1, 2),
+    (_MS, "GroupQueryAttention"): (11, 14, 15), ("", "InstanceNormalization"): (1, 2),
+}  # fmt: skip
+_POSITIVE = ("alpha", "beta")  # of our functions; trained by their logarithm
+# What tells about shapes and conditions only: behind it no activation goes on.
+_NO_ACTIVATION = frozenset({"Shape", "Size", "Equal", "Greater", "Less", "IsNaN", "NonZero", "ArgMax", "ArgMin"})
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """Names of float initializers. `norms` are the parameters of our functions, `positive` alpha and beta."""
+
+    learned: frozenset[str]
+    norms: frozenset[str]
+    positive: frozenset[str]
+    activations: frozenset[str]  # values that depend on a learned weight
+
+
+def find_weights(graph: ir.Graph) -> Weights:
+    """The weights of the main graph; those in bodies of If, Loop and Scan are constants here."""
+    norms, positive = _function_parameters(graph)
+    roots: dict[str, frozenset[str]] = {}  # by constant value: the float initializers it is made of
+    for name, value in graph.initializers.items():
+        is_float = value.dtype is not None and value.dtype.is_floating_point()
+        roots[str(name)] = frozenset({str(name)}) if is_float and _size(value) > 1 else frozenset()
+    learned: set[str] = set(norms)
+    behind: set[str] = set(norms)
+    for node in graph:
+        names = [str(value.name) for value in inputs_of(node)]
+        outputs = [str(value.name) for value in node.outputs if value.name]
+        if names and all(name in roots for name in names):
+            together = frozenset().union(*(roots[name] for name in names))
+            roots.update(dict.fromkeys(outputs, together))
+            continue
+        if not names:
+            roots.update(dict.fromkeys(outputs, frozenset()))
+            continue
+        found = {root for value in _weights_read(node, roots, behind) for root in roots[str(value.name)]}
+        learned |= found
+        if node.op_type not in _NO_ACTIVATION and (found or behind.intersection(names)):
+            behind.update(outputs)
+    return Weights(frozenset(learned), frozenset(norms), frozenset(positive), frozenset(behind - norms))
+
+
+def _function_parameters(graph: ir.Graph) -> tuple[set[str], set[str]]:
+    norms: set[str] = set()
+    positive: set[str] = set()
+    by_op = {op: (f, first) for f in REGISTRY.values() for op, first in ((f.op_type, 1), (f.skip_op_type, 2))}
+    for node in graph:
+        if node.domain != DOMAIN or node.op_type not in by_op:
+            continue
+        function, first = by_op[node.op_type]
+        values = [value for value in node.inputs[first:] if value is not None and value.is_initializer()]
+        norms.update(str(value.name) for value in values)
+        for name, value in zip(function.parameter_names, node.inputs[first + 2 :], strict=False):
+            if name in _POSITIVE and value is not None and value.is_initializer():
+                positive.add(str(value.name))
+    return norms, positive
+
+
+def _weights_read(node: ir.Node, roots: dict[str, frozenset[str]], behind: set[str]) -> Iterator[ir.Value]:
+    """The constant values that the node reads in the place of a weight."""
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    for place in _WEIGHT_INPUTS.get((domain, node.op_type), ()):
+        value = node.inputs[place] if place < len(node.inputs) else None
+        if value is not None and str(value.name) in roots:
+            yield value
+    if domain == "" and node.op_type == "Gather" and _is_token_table(node):
+        yield from (value for value in node.inputs[:1] if value is not None and str(value.name) in roots)
+    if domain == "" and node.op_type in ("Add", "Sub", "Mul") and len(node.inputs) == 2:
+        for value, other in (node.inputs, reversed(node.inputs)):
+            if value is not None and other is not None and str(other.name) in behind and _is_vector(value, roots):
+                yield value
+
+
+def _is_token_table(gather: ir.Node) -> bool:
+    """Rows of a matrix, by a graph input of integers that are no positions."""
+    table, ids = gather.inputs[:2]
+    if table is None or ids is None or table.shape is None or len(table.shape) != 2:
+        return False
+    while (producer := ids.producer()) is not None and producer.op_type in ("Cast", "Reshape", "Identity"):
+        source = producer.inputs[0]
+        if source is None:
+            return False
+        ids = source
+    return ids.is_graph_input() and "position" not in (ids.name or "")
+
+
+def _is_vector(value: ir.Value, roots: dict[str, frozenset[str]]) -> bool:
+    """Whether it is constant and has one element for each channel, as a bias or a layer's scale."""
+    sizes = [size for size in value.shape or () if size != 1]
+    return str(value.name) in roots and len(sizes) == 1 and isinstance(sizes[0], int)
+
+
+def _size(value: ir.Value) -> int:
+    return value.const_value.size if value.const_value is not None else 0

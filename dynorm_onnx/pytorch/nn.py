@@ -1,0 +1,241 @@
+"""DyT, DyISRU and Derf as modules, with the meaning of the ONNX operators of the same names.
+
+For x of shape [..., C] and any float type, with weight and bias [C] and the other parameters [1] or [C]:
+
+    DyT     y = weight * tanh(alpha x) + bias                    arXiv 2503.10622
+    DyISRU  y = weight * x / sqrt(beta + x^2) + bias             arXiv 2503.21708
+    Derf    y = weight * erf(alpha x + shift) + bias             arXiv 2512.10938
+
+computed in float32 (in float64 for a float64 x) and rounded once, to the type of x. alpha, beta and shift
+stay float32 whatever the module is cast to: beta is as large as a squared norm, which float16 cannot hold.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from dynorm_onnx.functions import REGISTRY, Function, NormParameters
+from dynorm_onnx.functions.dyisru import LARGEST_FLOAT32
+
+M = TypeVar("M", bound="ElementwiseNorm")
+
+NO_EPSILON = math.nan
+"""What the modules have for `eps`. nn.TransformerEncoderLayer hands weight and bias of its two norms to a fused
+LayerNorm if their eps are equal, without ever calling them; nan equals nothing."""
+
+
+class ElementwiseNorm(nn.Module):
+    """What the three modules share: weight and bias per channel, float32 arithmetic, types and state.
+
+    Args:
+        channels: C, the size of the last axis.
+        weight: the initial value of weight; bias begins at 0.
+        scalars: initial values of the stored parameters, by name.
+        per_channel: whether those have shape [C] instead of [1]. It decides the shapes in the state dict:
+            a module loads the state of one that was made with the same `per_channel`.
+        device, dtype: of weight and bias; the others are float32 on the same device.
+    """
+
+    function: ClassVar[Function]
+    stored: ClassVar[tuple[str, ...]]  # the names of the float32 parameters, as they are in the state dict
+
+    weight: nn.Parameter
+    bias: nn.Parameter
+    eps = NO_EPSILON
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        weight: float,
+        scalars: Mapping[str, float],
+        per_channel: bool,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.channels = channels
+        self._initial = {"weight": weight, "bias": 0.0, **scalars}
+        size = channels if per_channel else 1
+        for name in ("weight", "bias"):
+            setattr(self, name, nn.Parameter(torch.empty(channels, device=device, dtype=dtype)))
+        for name in self.stored:
+            setattr(self, name, nn.Parameter(torch.empty(size, device=device, dtype=torch.float32)))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Give every parameter its initial value."""
+        with torch.no_grad():
+            for name, value in self._initial.items():
+                getattr(self, name).fill_(value)
+
+    def core(self, x: torch.Tensor) -> torch.Tensor:
+        """The function without weight and bias, in the type of x: float32 or float64."""
+        raise NotImplementedError
+
+    def scalars(self) -> dict[str, torch.Tensor]:
+        """The operator's own parameters by their ONNX names, float32, shape [1] or [C]."""
+        return {name: getattr(self, name) for name in self.stored}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """y [..., C], of the type of x."""
+        compute = torch.float64 if x.dtype == torch.float64 else torch.float32
+        y = self.weight.to(compute) * self.core(x.to(compute)) + self.bias.to(compute)
+        return y.to(x.dtype)
+
+    @classmethod
+    def from_parameters(
+        cls: type[M], parameters: NormParameters, *, device: Any = None, dtype: torch.dtype | None = None
+    ) -> M:
+        """A module with parameters that were fitted elsewhere, as by the converter of ONNX files."""
+        per_channel = any(np.size(value) > 1 for value in parameters.scalars.values())
+        module = cls(len(parameters.weight), per_channel=per_channel, device=device, dtype=dtype)  # type: ignore[call-arg]
+        module.load_parameters(parameters)
+        return module
+
+    @torch.no_grad()
+    def load_parameters(self, parameters: NormParameters) -> None:
+        """Overwrite all parameters in place; those of shape [1] may fill ones of shape [C]."""
+        arrays = {"weight": parameters.weight, "bias": parameters.bias, **self._to_stored(parameters.scalars)}
+        for name, array in arrays.items():
+            getattr(self, name).copy_(torch.from_numpy(np.array(array, np.float64)))
+
+    @torch.no_grad()
+    def to_parameters(self) -> NormParameters:
+        """The parameters as the ONNX side holds them: numpy, float64."""
+        return NormParameters(
+            _numpy(self.weight),
+            _numpy(self.bias),
+            {name: _numpy(value) for name, value in self.scalars().items()},
+        )
+
+    def _to_stored(self, scalars: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {name: scalars[name] for name in self.stored}
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> ElementwiseNorm:
+        """Moves as every module does (.to, .half, .cuda, ...), but leaves `stored` in float32."""
+        kept = {id(tensor) for name in self.stored for tensor in (getattr(self, name), getattr(self, name).grad)}
+
+        def moved(tensor: torch.Tensor) -> torch.Tensor:
+            result = fn(tensor)
+            if id(tensor) in kept and result.dtype != tensor.dtype:
+                return tensor.to(device=result.device)
+            return result
+
+        super()._apply(moved, recurse)
+        return self
+
+    def extra_repr(self) -> str:
+        """For print(model)."""
+        shape = "per channel" if getattr(self, self.stored[0]).numel() > 1 else "one for all channels"
+        return f"{self.channels}, {' and '.join(self.function.parameter_names)} {shape}"
+
+
+class DyT(ElementwiseNorm):
+    """y = weight * tanh(alpha x) + bias. alpha begins at 0.5, the paper's value for all but language models
+    (see `initial.dyt_alpha` for those). State: weight, bias, alpha."""
+
+    function = REGISTRY["dyt"]
+    stored = ("alpha",)
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        alpha: float = 0.5,
+        per_channel: bool = False,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            channels, weight=1.0, scalars={"alpha": alpha}, per_channel=per_channel, device=device, dtype=dtype
+        )
+
+    def core(self, x: torch.Tensor) -> torch.Tensor:
+        """tanh(alpha x)."""
+        return torch.tanh(self.alpha.to(x.dtype) * x)
+
+
+class Derf(ElementwiseNorm):
+    """y = weight * erf(alpha x + shift) + bias. alpha begins at 0.5 and shift at 0, as in the paper.
+    State: weight, bias, alpha, shift."""
+
+    function = REGISTRY["derf"]
+    stored = ("alpha", "shift")
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        alpha: float = 0.5,
+        shift: float = 0.0,
+        per_channel: bool = False,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        scalars = {"alpha": alpha, "shift": shift}
+        super().__init__(channels, weight=1.0, scalars=scalars, per_channel=per_channel, device=device, dtype=dtype)
+
+    def core(self, x: torch.Tensor) -> torch.Tensor:
+        """erf(alpha x + shift)."""
+        return torch.erf(self.alpha.to(x.dtype) * x + self.shift.to(x.dtype))
+
+
+class DyISRU(ElementwiseNorm):
+    """y = weight * x / sqrt(beta + x^2) + bias. State: weight, bias, log_beta; beta = exp(log_beta) > 0.
+
+    beta begins at C and weight at sqrt(C). With beta_i = sum_{j != i} x_j^2 and weight sqrt(C) the function is
+    RMSNorm, and for channels of unit variance that sum is about C: the module begins as the norm of a unit
+    stream, with its bound sqrt(C) and its slope 1. (A DyT of that slope has alpha = sqrt(C) / sqrt(beta) = 1,
+    the paper's value for language models up to 1,024 channels.) An embedding with entries far below 1 should be
+    scaled to about 1, as a norm's blindness to scale is gone.
+    """
+
+    function = REGISTRY["dyisru"]
+    stored = ("log_beta",)
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        beta: float | None = None,
+        weight: float | None = None,
+        per_channel: bool = False,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            channels,
+            weight=math.sqrt(channels) if weight is None else weight,
+            scalars={"log_beta": math.log(channels if beta is None else beta)},
+            per_channel=per_channel,
+            device=device,
+            dtype=dtype,
+        )
+
+    def scalars(self) -> dict[str, torch.Tensor]:
+        """beta, float32, shape [1] or [C]."""
+        return {"beta": torch.exp(self.log_beta)}
+
+    def core(self, x: torch.Tensor) -> torch.Tensor:
+        """x / sqrt(beta + x^2)."""
+        if x.dtype == torch.float32:  # x^2 must stay finite; the function is at its limit long before
+            x = x.clamp(-LARGEST_FLOAT32, LARGEST_FLOAT32)
+        return x / torch.sqrt(x * x + self.scalars()["beta"].to(x.dtype))
+
+    def _to_stored(self, scalars: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {"log_beta": np.log(np.asarray(scalars["beta"], np.float64))}
+
+
+MODULES: dict[str, type[ElementwiseNorm]] = {module.function.name: module for module in (DyISRU, DyT, Derf)}
+"""The modules by the names of `--to`."""
+
+
+def _numpy(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.detach().to(device="cpu", dtype=torch.float64).numpy()
