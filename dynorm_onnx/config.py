@@ -9,7 +9,9 @@ from typing import Any
 
 from dynorm_onnx.errors import UsageError
 
-METHODS = ("reconstruct", "fit")
+METHODS = ("reconstruct", "fit", "distil")
+TRAIN = ("norms", "all")
+SAMPLES = {"distil": 2048}  # by default, where a method wants more than the others
 PROVIDERS = ("cpu", "cuda")
 OPTIMIZE = ("none", "ort")
 
@@ -29,15 +31,21 @@ class ConvertConfig:
     samples: int = 256
     max_length: int = 256
     method: str = "reconstruct"
+    steps: int = 300  # batches that "distil" trains on
+    train: str = "all"  # what it trains: "norms", the parameters of the functions, or "all" weights
+    checkpoint: Path | None = None  # of an interrupted "distil"; default: OUTPUT.distil.pt
     only: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()
     max_kl: float | None = None
     max_error: float | None = None
+    fold: bool = True  # centring into the weights upstream, where that is exact
+    fold_weights: bool = False  # the replacements' weights into the layers that read them
     optimize: str = "none"  # "ort": fuse attention and the like for ONNX Runtime before converting
     provider: str = "cpu"
     validate: bool = True
     time: bool = True
     dry_run: bool = False
+    report: Path | None = None  # an HTML page for people; needs the [report] extra
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -46,6 +54,10 @@ class ConvertConfig:
         check_choice("--provider", self.provider, PROVIDERS)
         _at_least("--samples", self.samples, 2)  # one to calibrate with, one to validate on
         _at_least("--max-length", self.max_length, 1)
+        _at_least("--steps", self.steps, 1)
+        check_choice("--train", self.train, TRAIN)
+        if self.report is not None and self.report.absolute() in (self.model.absolute(), self.output_path.absolute()):
+            raise UsageError(f"--report {self.report} is the file of a model; name another")
         for knob, bound in (("--max-kl", self.max_kl), ("--max-error", self.max_error)):
             if bound is not None and not bound > 0:
                 raise UsageError(f"{knob} must be positive, not {bound}")
@@ -57,10 +69,17 @@ class ConvertConfig:
         """Where the converted model goes."""
         return self.output or self.model.with_name(f"{self.model.stem}.{self.to}.onnx")
 
+    @property
+    def checkpoint_path(self) -> Path:
+        """Where an interrupted distillation goes on from."""
+        return self.checkpoint or self.output_path.with_name(f"{self.output_path.name}.distil.pt")
+
     @classmethod
     def of(cls, model: str | os.PathLike[str], **knobs: Any) -> ConvertConfig:
         """A config from Python arguments: paths may be strings, patterns single strings."""
-        for name in ("output", "tokenizer"):
+        if knobs.get("samples") is None:
+            knobs["samples"] = SAMPLES.get(knobs.get("method", ""), cls.samples)
+        for name in ("output", "tokenizer", "checkpoint", "report"):
             if knobs.get(name) is not None:
                 knobs[name] = Path(knobs[name])
         for name in ("only", "keep"):

@@ -22,7 +22,7 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from dynorm_onnx.config import METHODS, OPTIMIZE, PROVIDERS, ConvertConfig
+from dynorm_onnx.config import METHODS, OPTIMIZE, PROVIDERS, SAMPLES, TRAIN, ConvertConfig
 from dynorm_onnx.errors import DynormError
 from dynorm_onnx.pipeline import TARGETS, convert_model
 from dynorm_onnx.progress import Progress, no_progress
@@ -50,7 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if as_json:
         print(json.dumps(report.as_dict(), allow_nan=False))
     else:
-        print_report(report, _table_console())
+        console = _table_console()
+        print_report(report, console)
+        if options["report"] is not None:
+            console.print(f"page: [bold]{options['report']}[/bold]")
     return 0
 
 
@@ -66,15 +69,23 @@ def _parser() -> argparse.ArgumentParser:
     data = parser.add_argument_group("calibration")
     data.add_argument("--data", type=Path, help=".npz, a folder of .npz, .jsonl or .txt; default: self-written text")
     data.add_argument("--tokenizer", type=Path, metavar="tokenizer.json", help="default: the one beside MODEL")
-    data.add_argument("--samples", type=int, default=defaults["samples"], help="samples used (%(default)s)")
+    counts = f"{defaults['samples']}; {SAMPLES['distil']} to distil"
+    data.add_argument("--samples", type=int, help=f"samples used ({counts})")
     data.add_argument("--max-length", type=int, default=defaults["max_length"], help="tokens a sample (%(default)s)")
     data.add_argument("--method", choices=METHODS, default=defaults["method"], help="how (%(default)s)")
+    data.add_argument("--steps", type=int, default=defaults["steps"], help="batches to distil on (%(default)s)")
+    data.add_argument("--train", choices=TRAIN, default=defaults["train"], help="what to distil (%(default)s)")
+    data.add_argument("--checkpoint", type=Path, metavar="FILE", help="of a distillation; default: OUT.onnx.distil.pt")
     data.add_argument("--seed", type=int, default=defaults["seed"], help="of everything random (%(default)s)")
     sites = parser.add_argument_group("which norms")
     for knob, effect in (("--only", "replace only sites that match"), ("--keep", "leave sites that match")):
         sites.add_argument(
             knob, action="append", default=[], metavar="PATTERN", help=f"{effect}: a glob or re:..., repeatable"
         )
+    sites.add_argument("--no-fold", dest="fold", action="store_false", help="no exact folds of centring into weights")
+    sites.add_argument(
+        "--fold-weights", action="store_true", help="fold the replacements' weights into the layers that read them"
+    )
     bounds = parser.add_argument_group("quality and speed")
     bounds.add_argument("--max-kl", type=float, metavar="X", help="write nothing above this mean KL, nats")
     bounds.add_argument("--max-error", type=float, metavar="X", help="write nothing above this relative error")
@@ -89,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     bounds.add_argument("--no-time", dest="time", action="store_false", help="skip the timing")
     output = parser.add_argument_group("output")
     output.add_argument("--json", action="store_true", help="one JSON object on stdout and nothing else")
+    output.add_argument("--report", type=Path, metavar="OUT.html", help="also write a page to judge the result by")
     output.add_argument("--dry-run", action="store_true", help="list the norms, write nothing")
     output.add_argument("-v", "--verbose", action="count", default=0, help="log what is done; twice for all")
     output.add_argument("-q", "--quiet", action="store_true", help="no progress bar, no log")
