@@ -26,7 +26,7 @@ def test_kernels_under_the_sanitizers(build_tool: str, tmp_path: Path) -> None:
     subprocess.run(
         [build_tool, "-S", str(SOURCES), "-B", str(tmp_path), "-DDYNORM_SANITIZE=ON"], check=True, capture_output=True
     )
-    subprocess.run([build_tool, "--build", str(tmp_path)], check=True, capture_output=True)
+    subprocess.run([build_tool, "--build", str(tmp_path), "--parallel", "2"], check=True, capture_output=True)
     # Preloaded libraries (allocators, profilers) would come before the sanitizer's own.
     environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
     ran = subprocess.run([str(tmp_path / "test_kernels")], capture_output=True, text=True, env=environment)

@@ -56,8 +56,9 @@ def test_json_is_the_only_thing_on_stdout(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_a_model_gives_a_table_and_a_figure(
-    small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "120")  # as wide as where nothing says otherwise
     pytest.importorskip("matplotlib", reason="figures need matplotlib: pip install dynorm-onnx[report]")
     figure = tmp_path / "model.svg"
     assert main([*small, "--plot", str(figure)]) == 0

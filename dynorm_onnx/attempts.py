@@ -1,0 +1,128 @@
+"""One conversion of a lowered model: calibrate, rewrite, validate; distilled or folded where that was asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import onnx_ir as ir
+
+from dynorm_onnx.calibration.data import CalibrationData
+from dynorm_onnx.calibration.norms import Calibrated, calibrate_norms
+from dynorm_onnx.calibration.reconstruct import reconstruct
+from dynorm_onnx.config import ConvertConfig
+from dynorm_onnx.distillation import distil_calibrated, reconstruction_batches
+from dynorm_onnx.folding import weights_folded
+from dynorm_onnx.functions import REGISTRY
+from dynorm_onnx.graph import model_io
+from dynorm_onnx.graph.fold import Folds
+from dynorm_onnx.graph.lower import LoweredNorm
+from dynorm_onnx.graph.rewrite import drop_unused_functions, replace, set_initializers
+from dynorm_onnx.progress import StepClock
+from dynorm_onnx.runtime.pieces import open_model
+from dynorm_onnx.runtime.validate import Validation, validate
+
+METHODS: dict[str, Callable[..., Calibrated]] = {
+    "reconstruct": reconstruct,
+    "fit": calibrate_norms,
+    "distil": reconstruct,  # that is what it begins with
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Attempt:
+    """One conversion, with some of the norms kept or none."""
+
+    calibrated: Calibrated | None  # None for an exact rewrite
+    converted: ir.Model
+    validation: Validation | None
+    distillation: Mapping[str, Any] | None = None  # the JSON object of the run
+
+
+def attempt(
+    config: ConvertConfig,
+    lowered: ir.Model,
+    norms: Sequence[LoweredNorm],
+    data: CalibrationData | None,
+    clock: StepClock,
+) -> Attempt:
+    """The lowered model with these norms replaced by the method of the config."""
+    calibrated = None
+    if config.to != "rmsnorm" and data is not None:
+        with clock.step("calibrate") as advance:
+            batches = reconstruction_batches(data) if config.method == "distil" else data.calibration
+            calibrated = METHODS[config.method](lowered, norms, REGISTRY[config.to], batches, advance)
+    with clock.step("rewrite"):
+        converted = rewritten(config, lowered, norms, calibrated)
+    with clock.step("validate"):
+        validation = validated(config, converted, data) if config.validate else None
+    return Attempt(calibrated, converted, validation)
+
+
+def distilled(
+    config: ConvertConfig,
+    lowered: ir.Model,
+    norms: Sequence[LoweredNorm],
+    outcome: Attempt,
+    data: CalibrationData | None,
+    clock: StepClock,
+) -> Attempt:
+    """The outcome trained towards the original, where that was asked for. The norms to keep are chosen before:
+    a training for every trial of a bound would cost too much."""
+    if config.method != "distil" or outcome.calibrated is None or data is None:
+        return outcome
+    with clock.step("distil") as advance:
+        calibrated, run = distil_calibrated(
+            outcome.converted,
+            norms,
+            outcome.calibrated,
+            open_model(config.model, provider=config.provider),
+            data,
+            steps=config.steps,
+            train=config.train,
+            checkpoint=config.checkpoint_path,
+            seed=config.seed,
+            progress=advance,
+        )
+    converted = rewritten(config, lowered, norms, calibrated)
+    with clock.step("validate"):
+        validation = validated(config, converted, data) if config.validate else None
+    return Attempt(calibrated, converted, validation, run)
+
+
+def with_weights_folded(
+    config: ConvertConfig,
+    norms: Sequence[LoweredNorm],
+    outcome: Attempt,
+    data: CalibrationData | None,
+    clock: StepClock,
+) -> tuple[Attempt, Folds]:
+    """The outcome with the replacements' weights folded, where that was asked for, and validated as it then is."""
+    with clock.step("fold"):
+        folds = weights_folded(config, outcome.converted, norms)
+    if folds.done and config.validate:
+        with clock.step("validate"):
+            outcome = dataclasses.replace(outcome, validation=validated(config, outcome.converted, data))
+    return outcome, folds
+
+
+def rewritten(
+    config: ConvertConfig, lowered: ir.Model, norms: Sequence[LoweredNorm], calibrated: Calibrated | None
+) -> ir.Model:
+    """A copy of the lowered model with these norms replaced; an exact copy where nothing was calibrated."""
+    converted = model_io.clone(lowered)
+    if calibrated is not None:
+        for norm in norms:
+            replace(converted, norm, config.to, calibrated.fits[norm.site_name].parameters)
+        set_initializers(converted, calibrated.initializers)
+        drop_unused_functions(converted)
+    return converted
+
+
+def validated(config: ConvertConfig, converted: ir.Model, data: CalibrationData | None) -> Validation | None:
+    """Converted against original on held-out samples; None without data."""
+    if data is None:
+        return None
+    before, after = (open_model(model, provider=config.provider) for model in (config.model, converted))
+    return validate(before, after, data.validation, vocabulary=data.vocabulary)
