@@ -74,11 +74,12 @@ def distilled(
         return outcome
     with clock.step("distil") as advance:
         calibrated, run = distil_calibrated(
+            lowered,
             outcome.converted,
             norms,
             outcome.calibrated,
-            open_model(config.model, provider=config.provider),
             data,
+            provider=config.provider,
             steps=config.steps,
             train=config.train,
             checkpoint=config.checkpoint_path,

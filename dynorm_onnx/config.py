@@ -31,7 +31,7 @@ class ConvertConfig:
     samples: int = 256
     max_length: int = 256
     method: str = "reconstruct"
-    steps: int = 300  # batches that "distil" trains on
+    steps: int = 1200  # batches of about 512 tokens that "distil" trains on
     train: str = "all"  # what it trains: "norms", the parameters of the functions, or "all" weights
     checkpoint: Path | None = None  # of an interrupted "distil"; default: OUTPUT.distil.pt
     only: tuple[str, ...] = ()

@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument("--samples", type=int, help=f"samples used ({counts})")
     data.add_argument("--max-length", type=int, default=defaults["max_length"], help="tokens a sample (%(default)s)")
     data.add_argument("--method", choices=METHODS, default=defaults["method"], help="how (%(default)s)")
-    data.add_argument("--steps", type=int, default=defaults["steps"], help="batches to distil on (%(default)s)")
+    data.add_argument("--steps", type=int, default=defaults["steps"], help="to distil, of 512 tokens (%(default)s)")
     data.add_argument("--train", choices=TRAIN, default=defaults["train"], help="what to distil (%(default)s)")
     data.add_argument("--checkpoint", type=Path, metavar="FILE", help="of a distillation; default: OUT.onnx.distil.pt")
     data.add_argument("--seed", type=int, default=defaults["seed"], help="of everything random (%(default)s)")

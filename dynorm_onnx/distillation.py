@@ -20,6 +20,8 @@ from dynorm_onnx.calibration.norms import Calibrated
 from dynorm_onnx.errors import UsageError
 from dynorm_onnx.graph.lower import LoweredNorm
 from dynorm_onnx.runtime.arrays import Feeds
+from dynorm_onnx.runtime.pieces import open_model
+from dynorm_onnx.runtime.session import Provider
 
 log = logging.getLogger(__name__)
 
@@ -45,12 +47,13 @@ def reconstruction_batches(data: CalibrationData) -> tuple[Feeds, ...]:
 
 
 def distil_calibrated(
+    original: ir.Model,
     converted: ir.Model,
     norms: Sequence[LoweredNorm],
     calibrated: Calibrated,
-    original: Any,
     data: CalibrationData,
     *,
+    provider: Provider,
     steps: int,
     train: str,
     checkpoint: Path | None,
@@ -59,7 +62,7 @@ def distil_calibrated(
 ) -> tuple[Calibrated, dict[str, Any]]:
     """What training makes of `converted`, the model that `calibrated` gave: (Calibrated, JSON object of the run).
 
-    `original` is a session of the original. Raises ModelError for an operator that cannot run in PyTorch,
+    `original` is the lowered model. Raises ModelError for an operator that cannot run in PyTorch,
     and what the training itself raises.
     """
     require_torch()
@@ -75,9 +78,10 @@ def distil_calibrated(
             log.info("distil %d of %d: loss %.4f, %.0f s left", told.step, told.steps, told.loss, told.seconds_left)
 
     trained = distil_model(
-        converted,
         original,
+        converted,
         data.calibration,
+        open_model=lambda model: open_model(model, provider=provider),
         steps=steps,
         train=train,
         logits=signature(converted).logits,

@@ -30,8 +30,9 @@ matplotlib.use("Agg")
 HERE = Path(__file__).parent
 MODEL = HERE / "byte_llama.onnx"
 CONTEXT = 256
-BATCH = 8  # windows of CONTEXT bytes: what the converter makes one batch of
-STEPS = 975  # 975 x 2,048 bytes: just under 2 million
+BATCH = 2  # windows of CONTEXT bytes: what the converter takes for one step
+STEPS = 3900  # of 512 bytes: just under 2 million
+FITTED = 32  # batches that the PyTorch entrance fits the functions on
 SEED = 0
 
 
@@ -80,7 +81,7 @@ def distil_module(folder: Path, steps: int, train: str) -> dict[str, Any]:
     data = np.frombuffer(training_text(steps * BATCH * CONTEXT), np.uint8).astype(np.int64)
     rows = torch.from_numpy(data[: data.size // (BATCH * CONTEXT) * BATCH * CONTEXT].reshape(-1, BATCH, CONTEXT))
     batches = [{"input_ids": batch} for batch in rows]
-    replace_norms(student, "dyisru", batches[:: max(1, len(batches) // BATCH)][:BATCH])
+    replace_norms(student, "dyisru", batches[:: max(1, len(batches) // FITTED)][:FITTED])
     fitted = time.monotonic()
     run = distil(
         student, teacher, batches, steps=steps, train=train, logits="output", seed=SEED,
@@ -131,7 +132,7 @@ def draw(curve: list[dict[str, float]], held_out: float, path: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(6, 3.2), layout="constrained")
     axes.semilogy([p["step"] for p in curve], [p["loss"] for p in curve], lw=1, label="text distilled on")
     axes.axhline(held_out, ls="--", lw=1, color="tab:red", label=f"held-out text, at the end: {held_out:.4f}")
-    axes.set(xlabel="step of 2,048 bytes", ylabel="KL to the original, nats per byte")
+    axes.set(xlabel=f"step of {BATCH * CONTEXT} bytes", ylabel="KL to the original, nats per byte")
     axes.legend(frameon=False)
     figure.savefig(path, dpi=110)
 

@@ -2,7 +2,8 @@
 
     python models/minilm/sentences.py --output FOLDER
 
-writes calibration.jsonl and evaluation.jsonl, one {"text": ...} per line.
+writes calibration.jsonl and evaluation.jsonl, one {"text": ...} per line; with --training also training.jsonl,
+all others of the standard library and those of the installed packages: what there is depends on the machine.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import re
 import sysconfig
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 CALIBRATION = 1024
@@ -33,15 +34,31 @@ def split_sentences() -> tuple[list[str], list[str]]:
 
     Raises ValueError where the standard library has too few (an installation without its source).
     """
-    sentences = sorted(set(_library_sentences()), key=lambda text: (zlib.crc32(text.encode()), text))
+    sentences = _shuffled(_folder_sentences(_library()))
     front = CALIBRATION + SPARE
     if len(sentences) < front + EVALUATION:
         raise ValueError(f"the standard library's docstrings have {len(sentences)} sentences, too few")
     return sentences[:front], sentences[front : front + EVALUATION]
 
 
-def _library_sentences() -> Iterator[str]:
-    root = Path(sysconfig.get_paths()["stdlib"])
+def training_sentences() -> list[str]:
+    """Every sentence of the standard library and the installed packages that split_sentences() gave to nothing else."""
+    packages = Path(sysconfig.get_paths()["purelib"])
+    calibration, evaluation = split_sentences()
+    found = {*_folder_sentences(_library()), *_folder_sentences(packages)}
+    return _shuffled(found.difference(calibration[CALIBRATION:], evaluation))
+
+
+def _shuffled(sentences: Iterable[str]) -> list[str]:
+    """Each once, in an order that depends on nothing but the sentences."""
+    return sorted(set(sentences), key=lambda text: (zlib.crc32(text.encode()), text))
+
+
+def _library() -> Path:
+    return Path(sysconfig.get_paths()["stdlib"])
+
+
+def _folder_sentences(root: Path) -> Iterator[str]:
     for path in sorted(root.rglob("*.py")):
         if not _NOT_LIBRARY.intersection(path.relative_to(root).parts):
             for docstring in _docstrings(path):
@@ -51,7 +68,10 @@ def _library_sentences() -> Iterator[str]:
 def _docstrings(path: Path) -> Iterator[str]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SyntaxWarning)  # old escapes in the library are not our business
-        tree = ast.parse(path.read_bytes())
+        try:
+            tree = ast.parse(path.read_bytes())
+        except (SyntaxError, ValueError):  # templates and files of other versions of Python
+            return
     for node in ast.walk(tree):
         if isinstance(node, _DOCUMENTED) and (text := ast.get_docstring(node)):
             yield text
@@ -69,9 +89,14 @@ def _sentences(docstring: str) -> Iterator[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path(), help="the folder to write to (default: here)")
-    output = parser.parse_args().output
+    parser.add_argument("--training", action="store_true", help="also training.jsonl (a minute or two)")
+    args = parser.parse_args()
+    output = args.output
     output.mkdir(parents=True, exist_ok=True)
-    for name, sentences in zip(("calibration", "evaluation"), split_sentences(), strict=True):
+    files = dict(zip(("calibration", "evaluation"), split_sentences(), strict=True))
+    if args.training:
+        files["training"] = training_sentences()
+    for name, sentences in files.items():
         lines = "".join(json.dumps({"text": sentence}) + "\n" for sentence in sentences)
         (output / f"{name}.jsonl").write_text(lines)
 

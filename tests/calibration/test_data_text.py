@@ -60,7 +60,7 @@ def test_divided_samples_are_disjoint_and_the_tail_is_held_out(count: int, sampl
     assert front == sorted(set(front)) and tail == sorted(set(tail))
 
 
-@given(st.integers(1, 500))
+@given(st.integers(1, 5000))
 def test_as_many_as_are_asked_for(samples: int) -> None:
     front, tail = divide(range(samples + held_out(samples)), samples)
     assert (len(front), len(tail)) == (samples, held_out(samples))

@@ -12,11 +12,13 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from dynorm_onnx.errors import UsageError
+from dynorm_onnx.errors import DataError, UsageError
 from dynorm_onnx.graph import model_io
 from dynorm_onnx.pipeline import convert_model
+from dynorm_onnx.runtime.arrays import run
 from dynorm_onnx.runtime.session import make_session
 from dynorm_onnx.runtime.validate import validate
+from tests.tolerances import TOLERANCE, relative_error
 
 torch = pytest.importorskip("torch", reason="needs PyTorch: pip install dynorm-onnx[torch]")
 
@@ -24,12 +26,18 @@ from torch import nn  # noqa: E402
 
 from dynorm_onnx.pytorch.distil import distil  # noqa: E402
 from dynorm_onnx.pytorch.distil import trainer as trainer_module  # noqa: E402
-from dynorm_onnx.pytorch.distil.losses import distance, kl, unlikeness  # noqa: E402
+from dynorm_onnx.pytorch.distil.hidden import PREFIX, shared_layers, told, with_hidden_outputs  # noqa: E402
+from dynorm_onnx.pytorch.distil.losses import distance, hidden_error, kl, unlikeness  # noqa: E402
+from dynorm_onnx.pytorch.distil.onnx_file import step_sized  # noqa: E402
 from dynorm_onnx.pytorch.distil.optimizer import rate_at, trained_parameters  # noqa: E402
 from dynorm_onnx.pytorch.graph import GraphModule  # noqa: E402
 from dynorm_onnx.pytorch.replace import replace_norms  # noqa: E402
 
 BYTE_LLAMA = Path(__file__).parents[2] / "models" / "byte_llama"
+
+needs_tokenizers = pytest.mark.skipif(
+    importlib.util.find_spec("tokenizers") is None, reason="needs pip install dynorm-onnx[text]"
+)
 
 
 class Tiny(nn.Module):
@@ -162,14 +170,73 @@ def test_padding_does_not_count() -> None:
     assert float(kl(y, target, mask)) == pytest.approx(alone / 8, rel=1e-5)
 
 
-def test_hidden_states_count_as_much_as_they_are_given() -> None:
+def test_outputs_without_logits_are_compared_by_their_unlikeness() -> None:
     rng = torch.Generator().manual_seed(2)
-    student, teacher = ({name: torch.randn(2, 5, 7, generator=rng) for name in ("logits", "hidden")} for _ in range(2))
-    plain = distance(student, teacher, None, "logits", 0.0)
-    assert torch.allclose(plain, kl(student["logits"], teacher["logits"], None))
-    more = distance(student, teacher, None, "logits", 0.5) - plain
-    assert torch.allclose(more, 0.5 * unlikeness(student["hidden"], teacher["hidden"], None), atol=1e-6)
-    assert float(distance(student, student, None, None, 0.0)) == pytest.approx(0, abs=1e-6)
+    student, teacher = ({name: torch.randn(2, 5, 7, generator=rng) for name in ("first", "second")} for _ in range(2))
+    each = [unlikeness(student[name], teacher[name], None) for name in student]
+    assert torch.allclose(distance(student, teacher, None, None), torch.stack(each).mean())
+    assert float(distance(student, student, None, None)) == pytest.approx(0, abs=1e-6)
+    with pytest.raises(DataError, match="no output in common"):
+        distance({"other": student["first"]}, teacher, None, None)
+
+
+def test_hidden_errors_are_relative_and_leave_padding_out() -> None:
+    rng = torch.Generator().manual_seed(3)
+    target = torch.randn(2, 3, 4, 5, generator=rng)
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
+    student = {"a": 1.5 * target, "b": target}
+    teacher = {"a": target, "b": target}
+    assert float(hidden_error(student, teacher, ["a", "b"], None)) == pytest.approx(0.25 / 2)
+    student["a"] = torch.where(mask[..., None, None] == 1, 1.5 * target, 1e3)
+    assert float(hidden_error(student, teacher, ["a"], mask)) == pytest.approx(0.25)
+
+
+def hidden_of(student: Tiny, teacher: Tiny, batch: dict[str, torch.Tensor]) -> float:
+    names = [PREFIX + path for path in shared_layers(student, teacher)]
+    with told(student, shared_layers(student, teacher)) as one, told(teacher, shared_layers(student, teacher)) as other:
+        return float(hidden_error(one(**batch), other(**batch), names, None).detach())
+
+
+def test_layers_of_both_modules_are_watched_and_only_while_training(
+    teacher: Tiny, batches: list[dict[str, torch.Tensor]]
+) -> None:
+    student = student_of(teacher, batches)
+    assert shared_layers(student, teacher) == ["layers.0", "layers.1", "head"]
+    assert shared_layers(student, lambda batch: batch) == []
+    blind = copy.deepcopy(student)
+    for model, weight in ((student, 20.0), (blind, 0.0)):
+        distil(model, teacher, batches, steps=60, hidden=weight, precision="float32")
+        assert not any(module._forward_hooks for module in [*model.modules(), *teacher.modules()])
+    assert hidden_of(student, teacher, batches[0]) < 0.5 * hidden_of(blind, teacher, batches[0])
+
+
+@needs_tokenizers
+def test_linear_layers_of_a_file_become_outputs_of_both(tmp_path: Path) -> None:
+    convert_model(
+        BYTE_LLAMA / "byte_llama.onnx", to="dyisru", method="fit", data=BYTE_LLAMA / "held_out.txt", samples=8,
+        tokenizer=BYTE_LLAMA / "tokenizer.json", time=False, output=tmp_path / "out.onnx",
+    )  # fmt: skip
+    original, converted = (
+        model_io.prepare(model_io.load(path)) for path in (BYTE_LLAMA / "byte_llama.onnx", tmp_path / "out.onnx")
+    )
+    both = with_hidden_outputs(original, converted)
+    assert len(both[2]) == 4 * 7 and "logits" not in both[2]  # q, k, v, o, gate, up, down
+    assert len(original.graph.outputs) == len(converted.graph.outputs) == 1
+    feeds = {"input_ids": np.random.default_rng(0).integers(0, 256, (2, 9))}
+    before, after = (run(make_session(model), feeds) for model in both[:2])
+    assert set(before) == set(after) == {"logits", *both[2]}
+    graph = GraphModule(both[1])(input_ids=torch.from_numpy(feeds["input_ids"]))
+    for name in both[2]:
+        assert relative_error(graph[name].detach().numpy(), after[name]) < TOLERANCE["float32"]
+        assert relative_error(after[name], before[name]) > 1e-3
+
+
+def test_batches_are_cut_to_the_size_of_a_step() -> None:
+    ids = np.arange(8 * 256).reshape(8, 256)
+    cut = list(step_sized([{"ids": ids, "mask": ids > 5}, {"ids": ids[:1, :7]}, {"ids": ids, "scale": np.ones(1)}]))
+    assert [feeds["ids"].shape for feeds in cut] == [(2, 256)] * 4 + [(1, 7), (8, 256)]
+    assert np.array_equal(np.concatenate([feeds["ids"] for feeds in cut[:4]]), ids)
+    assert np.array_equal(cut[1]["mask"], ids[2:4] > 5)
 
 
 def test_rates_rise_and_fall() -> None:
@@ -186,15 +253,15 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("tokenizers") is None, reason="needs pip install dynorm-onnx[text]")
+@needs_tokenizers
 def test_the_command_distils_and_writes_the_weights_back(text: Path, tmp_path: Path) -> None:
     output = tmp_path / "distilled.onnx"
     report = convert_model(
-        BYTE_LLAMA / "byte_llama.onnx", method="distil", steps=16, data=text, samples=24, max_length=64,
+        BYTE_LLAMA / "byte_llama.onnx", method="distil", steps=48, data=text, samples=24, max_length=64,
         tokenizer=BYTE_LLAMA / "tokenizer.json", time=False, output=output,
     ).as_dict()  # fmt: skip
     run = report["distillation"]
-    assert (run["steps"], run["train"], run["tokens"]) == (16, "all", 16 * 24 * 64)
+    assert (run["steps"], run["train"], run["tokens"]) == (48, "all", 48 * 8 * 64)
     assert run["losses"][-1]["loss"] < 0.7 * run["losses"][0]["loss"]
     assert not list(tmp_path.glob("*.pt")), "the checkpoint of a finished run is of no use"
     before, after = (ir.load(path).graph.initializers for path in (BYTE_LLAMA / "byte_llama.onnx", output))

@@ -101,7 +101,7 @@ def load_calibration(
             other model are drawn from its signature.
         session: makes an onnxruntime.InferenceSession of the model; called only without data, and only
             if the model has logits over the vocabulary of its tokens.
-        samples: at most so many for calibration; a fifth of that for validation.
+        samples: at most so many for calibration; a fifth of that, but 256 at most, for validation.
         max_length: the most tokens in one sample; less where the model says that it takes less.
         seed: of everything random.
         tokenizer: a tokenizer.json; by default the one in `folder`.

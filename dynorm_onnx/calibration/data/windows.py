@@ -9,7 +9,8 @@ import numpy as np
 
 T = TypeVar("T")
 
-HELD_OUT = 6  # one sample in so many is held out
+HELD_OUT = 6  # one sample in so many is held out,
+ENOUGH = 256  # but no more than these: they say as much, and each is run twice
 
 
 def windows(ids: np.ndarray, length: int) -> list[np.ndarray]:
@@ -19,7 +20,7 @@ def windows(ids: np.ndarray, length: int) -> list[np.ndarray]:
 
 def held_out(samples: int) -> int:
     """How many samples are wanted for validation beside `samples` for calibration."""
-    return max(1, -(-samples // (HELD_OUT - 1)))
+    return min(max(1, -(-samples // (HELD_OUT - 1))), ENOUGH)
 
 
 def divide(items: Sequence[T], samples: int) -> tuple[list[T], list[T]]:
@@ -30,7 +31,7 @@ def divide(items: Sequence[T], samples: int) -> tuple[list[T], list[T]]:
     """
     if len(items) < 2:
         return list(items), list(items)
-    front = len(items) - -(-len(items) // HELD_OUT)
+    front = len(items) - min(-(-len(items) // HELD_OUT), ENOUGH)
     return _spread(items[:front], samples), _spread(items[front:], held_out(samples))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -36,28 +36,36 @@ def named_outputs(output: Any) -> dict[str, Tensor]:
     return found
 
 
-def distance(student: Outputs, teacher: Outputs, mask: Tensor | None, logits: str | None, others: float) -> Tensor:
-    """The loss, a scalar float32.
-
-    With logits: the mean KL(teacher || student) of a token in nats, plus `others` times the mean
-    unlikeness of the other outputs that both have (hidden states, where the models give them out).
-    Without: the mean unlikeness of all outputs.
+def distance(student: Outputs, teacher: Outputs, mask: Tensor | None, logits: str | None) -> Tensor:
+    """The loss, a scalar float32: with logits the mean KL(teacher || student) of a token in nats; without them
+    the mean unlikeness of all outputs that both have.
 
     Args:
         student, teacher: [batch, length, ...] or any other shape, the same for both.
         mask: [batch, length], 0 for padding, which counts for nothing.
         logits: the output of logits over a vocabulary, if there is one.
+
+    Raises DataError where both have no output in common.
     """
-    rest = [name for name in teacher if name in student and name != logits and teacher[name].numel()]
-    terms = []
     if logits is not None:
-        terms.append(kl(student[logits], teacher[logits], mask))
-    if rest and (others or logits is None):
-        unlike = [unlikeness(student[name], teacher[name], mask) for name in rest]
-        terms.append((others if logits is not None else 1.0) * torch.stack(unlike).mean())
-    if not terms:
+        return kl(student[logits], teacher[logits], mask)
+    both = [name for name in teacher if name in student and teacher[name].numel()]
+    if not both:
         raise DataError("student and teacher have no output in common that could be compared")
-    return torch.stack(terms).sum()
+    return torch.stack([unlikeness(student[name], teacher[name], mask) for name in both]).mean()
+
+
+def hidden_error(student: Outputs, teacher: Outputs, names: Sequence[str], mask: Tensor | None) -> Tensor:
+    """The mean over these values of the relative squared error, over all their tokens together: a scalar float32."""
+    errors = []
+    for name in names:
+        target = teacher[name].float()
+        wrong, square = (student[name].float() - target).square(), target.square()
+        if mask is not None and _fits(mask, target.shape[:2]):
+            shown = mask.to(wrong.dtype).reshape(mask.shape + (1,) * (target.ndim - 2))
+            wrong, square = wrong * shown, square * shown
+        errors.append(wrong.sum() / square.sum().clamp(min=1e-12))
+    return torch.stack(errors).mean()
 
 
 def kl(student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,21 @@ import onnx_ir as ir
 import torch
 
 from dynorm_onnx.functions import DOMAIN, REGISTRY, NormParameters
+from dynorm_onnx.graph.linear import find_linear_layers
+from dynorm_onnx.pytorch.distil.hidden import with_hidden_outputs
 from dynorm_onnx.pytorch.distil.teacher import session_teacher
 from dynorm_onnx.pytorch.distil.trainer import Distillation, StepProgress, distil
 from dynorm_onnx.pytorch.graph import GraphModule
 from dynorm_onnx.pytorch.graph.tensors import array_to_torch
 from dynorm_onnx.runtime.arrays import Feeds
+
+log = logging.getLogger(__name__)
+
+TOKENS_PER_STEP = 512
+"""Of this size batches are made for training: many small steps lead further than few large ones on the same text."""
+
+HIDDEN_LIMIT = 1 << 30
+"""Bytes of hidden values of one step above which they are not compared."""
 
 CHECKPOINTING_ABOVE = 4 << 30
 """Bytes of activations of one batch above which blocks keep only their borders and are computed again."""
@@ -32,10 +43,11 @@ class Distilled:
 
 
 def distil_model(
+    original: ir.Model,
     converted: ir.Model,
-    original: Any,
     batches: Sequence[Feeds],
     *,
+    open_model: Callable[[ir.Model], Any],
     steps: int,
     train: str,
     logits: str | None,
@@ -46,24 +58,30 @@ def distil_model(
     """Train a model whose norms are `dynorm` nodes towards its original.
 
     Args:
-        converted: not changed; computed in float32 whatever its types.
-        original: a session of ONNX Runtime.
-        batches: feeds of both.
+        original, converted: not changed; the second is computed in float32 whatever its types. What linear
+            layers of both give is compared where values of both have the same name.
+        batches: feeds of both; a step takes about TOKENS_PER_STEP tokens of them.
+        open_model: makes a session of ONNX Runtime.
         logits: the name of the output of logits, if there is one.
         steps, train, checkpoint, seed, progress: as distil() has them.
 
     Raises what distil() raises, and ModelError for an operator that PyTorch has no counterpart of here.
     """
-    student = GraphModule(converted, float_type=torch.float32)
-    data = [{name: array_to_torch(array) for name, array in feeds.items()} for feeds in batches]
+    data = [{name: array_to_torch(array) for name, array in feeds.items()} for feeds in step_sized(batches)]
+    teacher, trained, hidden = with_hidden_outputs(original, converted)
+    if hidden_bytes(trained, hidden, data) > HIDDEN_LIMIT:
+        log.info("%d hidden values are too large to be compared: only the outputs are", len(hidden))
+        teacher, trained, hidden = original, converted, ()
+    student = GraphModule(trained, float_type=torch.float32)
     student.checkpointing = student.activation_bytes(data[0]) > CHECKPOINTING_ABOVE if data else False
     run = distil(
         student,
-        session_teacher(original),
+        session_teacher(open_model(teacher)),
         data,
         steps=steps,
         train=train,
         logits=logits,
+        hidden_outputs=hidden,
         checkpoint=checkpoint,
         seed=seed,
         progress=progress,
@@ -81,6 +99,29 @@ def distil_model(
     }
     others = [name for name in student.learned() if name not in inside] if train == "all" else []
     return Distilled(run, parameters, student.initializers(others))
+
+
+def step_sized(batches: Sequence[Feeds]) -> Iterator[Feeds]:
+    """The batches cut along their first axis, where all their arrays share it, to about TOKENS_PER_STEP tokens."""
+    for feeds in batches:
+        rows = {array.shape[0] if array.ndim else 0 for array in feeds.values()}
+        tokens = max((array.size for array in feeds.values() if array.dtype == np.int64), default=0)
+        parts = min(max(rows), round(tokens / TOKENS_PER_STEP)) if len(rows) == 1 else 1
+        if parts <= 1:
+            yield feeds
+            continue
+        cuts = {name: np.array_split(array, parts) for name, array in feeds.items()}
+        yield from ({name: cut[part] for name, cut in cuts.items()} for part in range(parts))
+
+
+def hidden_bytes(model: ir.Model, names: Sequence[str], data: Sequence[Mapping[str, torch.Tensor]]) -> int:
+    """About how large the float32 values of these outputs are for the largest batch, in original and student."""
+    wanted = frozenset(names)
+    widths = sum(
+        layer.outputs for layer in find_linear_layers(model.graph).layers if layer.y and layer.y.name in wanted
+    )
+    tokens = max((t.numel() for feeds in data for t in feeds.values() if t.dtype == torch.int64), default=0)
+    return 2 * 4 * widths * tokens
 
 
 def _parameter_names(graph: ir.Graph) -> dict[str, dict[str, str]]:

@@ -18,7 +18,8 @@ from torch import nn
 from dynorm_onnx.errors import DataError, ModelError, UsageError
 from dynorm_onnx.pytorch.distil.checkpoint import RunState, load_checkpoint, save_checkpoint
 from dynorm_onnx.pytorch.distil.gradual import Gradual
-from dynorm_onnx.pytorch.distil.losses import MASK, distance, named_outputs
+from dynorm_onnx.pytorch.distil.hidden import PREFIX, shared_layers, told
+from dynorm_onnx.pytorch.distil.losses import MASK, Outputs, distance, hidden_error
 from dynorm_onnx.pytorch.distil.optimizer import Trained, make_optimizer, set_rates, trained_parameters
 from dynorm_onnx.pytorch.distil.teacher import Teacher
 
@@ -68,10 +69,11 @@ def distil(
     *,
     steps: int,
     train: str = "all",
-    learning_rate: float = 0.003,
-    norm_learning_rate: float = 0.002,
+    learning_rate: float = 0.006,
+    norm_learning_rate: float = 0.004,
     logits: str | None = "logits",
-    hidden: float = 0.0,
+    hidden: float = 20.0,
+    hidden_outputs: Sequence[str] = (),
     order: Sequence[str] = (),
     checkpoint: Path | str | None = None,
     precision: str = "auto",
@@ -83,7 +85,8 @@ def distil(
 
     Both are called alike, with a batch as it is given; they may return a tensor, a mapping of names (as
     models of Hugging Face do) or a tuple. The loss is the KL to the teacher's logits, or without logits the
-    relative squared error and cosine of the outputs; positions that `attention_mask` hides do not count.
+    relative squared error and cosine of the outputs, and hidden values beside it; positions that
+    `attention_mask` hides do not count.
 
     Args:
         student: a model whose norms were replaced (replace_norms), or a GraphModule of a converted file.
@@ -96,7 +99,9 @@ def distil(
             the second for the functions' parameters, of which alpha and beta are trained by their logarithm.
         logits: the name of the output of logits, where there is one of that name; a model that returns a single
             tensor calls it "output".
-        hidden: weight of the other outputs that both have beside logits, such as hidden states.
+        hidden: weight of the relative squared error of hidden values when training begins; it falls evenly to none.
+            Hidden values are what the layers with a weight matrix give that modules of the same path have in both.
+        hidden_outputs: outputs that count as hidden values too, such as those of layers in a graph.
         order: paths of the replaced norms in the order in which they give way (by half of the steps); until
             its turn the teacher's module stands at the path. Empty: all from the start.
         checkpoint: a file, written every minute; a run that was interrupted goes on from it when called again
@@ -111,8 +116,9 @@ def distil(
         DataError: there is no batch, or no output that could be compared.
         ModelError: the loss is not finite.
     """
-    run = _Run(student, teacher, data, steps, train, learning_rate, norm_learning_rate, logits, hidden, order,
-               None if checkpoint is None else Path(checkpoint), precision, device, seed)  # fmt: skip
+    checkpoint = None if checkpoint is None else Path(checkpoint)
+    run = _Run(student, teacher, data, steps, train, learning_rate, norm_learning_rate, logits, hidden,
+               hidden_outputs, order, checkpoint, precision, device, seed)  # fmt: skip
     return run.go(progress or (lambda told: None))
 
 
@@ -121,8 +127,8 @@ class _Run:
 
     def __init__(
         self, student: nn.Module, teacher: Callable[..., Any], data: Sequence[Batch], steps: int, train: str,
-        rate: float, norm_rate: float, logits: str | None, hidden: float, order: Sequence[str],
-        checkpoint: Path | None, precision: str, device: torch.device | str | None, seed: int,
+        rate: float, norm_rate: float, logits: str | None, hidden: float, hidden_outputs: Sequence[str],
+        order: Sequence[str], checkpoint: Path | None, precision: str, device: torch.device | str | None, seed: int,
     ) -> None:  # fmt: skip
         if steps < 1:
             raise UsageError(f"steps must be at least 1, not {steps}")
@@ -134,16 +140,18 @@ class _Run:
         if isinstance(teacher, nn.Module):
             teacher = teacher.to(self.device).eval()
         self.gradual = Gradual(student, _as_module(teacher), order, steps) if order else None
-        self.teacher = Teacher(lambda batch: _call(teacher, batch), again=steps > len(data))
+        self.original = teacher
+        self.layers = shared_layers(student, teacher) if hidden else []
         self.data = data
         self.steps, self.train, self.seed = steps, train, seed
-        self.logits, self.hidden = logits, hidden
+        self.logits, self.hidden, self.hidden_outputs = logits, hidden, frozenset(hidden_outputs)
         self.checkpoint = checkpoint
         self.trained: list[Trained] = trained_parameters(student, train)
         self.optimizer = make_optimizer(self.trained, rate, norm_rate)
         self.arguments = {
             "steps": steps, "train": train, "learning_rate": rate, "norm_learning_rate": norm_rate, "logits": logits,
-            "hidden": hidden, "order": list(order), "precision": self.precision, "seed": seed, "batches": len(data),
+            "hidden": hidden, "hidden_outputs": len(hidden_outputs), "order": list(order),
+            "precision": self.precision, "seed": seed, "batches": len(data),
         }  # fmt: skip
 
     def go(self, progress: Callable[[StepProgress], None]) -> Distillation:
@@ -154,11 +162,16 @@ class _Run:
         before, started, saved = state.seconds, time.monotonic(), time.monotonic()
         first = state.step
         since: list[float] = []
-        with _only_these_learn(self.student, self.trained):
+        with (
+            _only_these_learn(self.student, self.trained),
+            told(self.student, self.layers) as student,
+            told(self.original, self.layers) as original,
+        ):
+            teacher = Teacher(lambda batch: _call(original, batch), again=self.steps > len(self.data))
             for step in range(state.step, self.steps):
                 index = self._batch_index(step)
                 batch = _moved(self.data[index], self.device)
-                since.append(self._step(step, index, batch))
+                since.append(self._step(step, student, teacher(index, batch), batch))
                 state.step, state.tokens = step + 1, state.tokens + _tokens(batch)
                 state.seconds = before + time.monotonic() - started
                 if step == 0 or (step + 1) % max(1, self.steps // CURVE_POINTS) == 0 or step + 1 == self.steps:
@@ -183,25 +196,32 @@ class _Run:
             resumed_from,
         )
 
-    def _step(self, step: int, index: int, batch: Batch) -> float:
+    def _step(self, step: int, student: Callable[..., Outputs], target: Outputs, batch: Batch) -> float:
+        """One step; returns the loss without the hidden values' share."""
         if self.gradual is not None:
             self.gradual.at(step)
         set_rates(self.optimizer, step, self.steps)
-        target = {name: tensor.to(self.device) for name, tensor in self.teacher(index, batch).items()}
+        target = {name: tensor.to(self.device) for name, tensor in target.items()}
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            output = named_outputs(_call(self.student, batch))
+            output = _call(student, batch)
         mask = batch.get(MASK) if isinstance(batch, Mapping) else None
-        logits = self.logits if self.logits in target else None
-        loss = distance(output, target, mask, logits, self.hidden)
+        hidden = [name for name in target if name in output and self._is_hidden(name)]
+        outputs = {name: tensor for name, tensor in target.items() if not self._is_hidden(name)}
+        loss = distance(output, outputs, mask, self.logits if self.logits in target else None)
         if not math.isfinite(value := float(loss.detach())):
             raise ModelError(
                 f"the loss of distillation is {value} at step {step + 1}: try a smaller learning rate, or float32"
             )
+        if hidden:
+            loss = loss + self.hidden * (1 - step / self.steps) * hidden_error(output, target, hidden, mask)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_([t.parameter for t in self.trained], LARGEST_GRADIENT)
         self.optimizer.step()
         return value
+
+    def _is_hidden(self, name: str) -> bool:
+        return name.startswith(PREFIX) or name in self.hidden_outputs
 
     def _batch_index(self, step: int) -> int:
         """Every round goes through all batches, in an order that seed and round alone decide."""

@@ -1,0 +1,85 @@
+"""Hidden values: what linear layers give inside the original and inside the student, compared layer by layer.
+
+The logits tell a student only how its last layer is wrong; these tell every layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import onnx_ir as ir
+from torch import Tensor, nn
+
+from dynorm_onnx.graph.linear import find_linear_layers
+from dynorm_onnx.graph.model_io import clone
+from dynorm_onnx.pytorch.distil.losses import named_outputs
+
+PREFIX = "hidden:"
+"""Before the path of a layer, where its value is among a module's outputs."""
+
+
+def shared_layers(student: nn.Module, teacher: Any) -> list[str]:
+    """Paths of the modules with a weight matrix that both have, of one shape; none if the teacher is no module."""
+    if not isinstance(teacher, nn.Module):
+        return []
+    matrices = {path: _matrix_shape(module) for path, module in teacher.named_modules()}
+    return [path for path, module in student.named_modules() if (found := _matrix_shape(module)) is not None
+            and matrices.get(path) == found]  # fmt: skip
+
+
+def _matrix_shape(module: nn.Module) -> tuple[int, ...] | None:
+    weight = module._parameters.get("weight")
+    if isinstance(module, nn.Embedding) or weight is None or weight.ndim < 2:
+        return None
+    return tuple(weight.shape)
+
+
+@contextmanager
+def told(model: Callable[..., Any], paths: Sequence[str]) -> Iterator[Callable[..., dict[str, Tensor]]]:
+    """The model as a callable that returns its float outputs by name and, as PREFIX + path, what these layers gave.
+
+    A layer that is called several times in one pass is told of the last.
+    """
+    values: dict[str, Tensor] = {}
+
+    def remember(path: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            if isinstance(output, Tensor):
+                values[PREFIX + path] = output
+
+        return hook
+
+    def call(*arguments: Any, **keywords: Any) -> dict[str, Tensor]:
+        values.clear()
+        outputs = named_outputs(model(*arguments, **keywords))
+        return {**outputs, **values}
+
+    with ExitStack() as hooks:
+        if isinstance(model, nn.Module):
+            for path in paths:
+                hooks.callback(model.get_submodule(path).register_forward_hook(remember(path)).remove)
+        yield call
+
+
+def with_hidden_outputs(original: ir.Model, converted: ir.Model) -> tuple[ir.Model, ir.Model, tuple[str, ...]]:
+    """Clones of both that also give out what the linear layers that they share give, and the names of those outputs.
+
+    Only values whose type is known and that are no outputs already are taken.
+    """
+    given = {value.name for value in original.graph.outputs}
+    there = _layer_values(converted)
+    names = [name for name in _layer_values(original) if name in there and name not in given]
+    models = []
+    for model in (original, converted):
+        copied = clone(model)
+        values = _layer_values(copied)
+        copied.graph.outputs.extend(values[name] for name in names)
+        models.append(copied)
+    return models[0], models[1], tuple(names)
+
+
+def _layer_values(model: ir.Model) -> Mapping[str, ir.Value]:
+    layers = find_linear_layers(model.graph).layers
+    return {str(layer.y.name): layer.y for layer in layers if layer.y is not None and layer.y.type is not None}
