@@ -81,6 +81,7 @@ def distilled(
             data,
             provider=config.provider,
             steps=config.steps,
+            learning_rate=config.learning_rate,
             train=config.train,
             checkpoint=config.checkpoint_path,
             seed=config.seed,

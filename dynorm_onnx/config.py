@@ -32,6 +32,7 @@ class ConvertConfig:
     max_length: int = 256
     method: str = "reconstruct"
     steps: int = 1200  # batches of about 512 tokens that "distil" trains on
+    learning_rate: float = 0.003  # of "distil", relative to each weight's root mean square
     train: str = "all"  # what it trains: "norms", the parameters of the functions, or "all" weights
     checkpoint: Path | None = None  # of an interrupted "distil"; default: OUTPUT.distil.pt
     only: tuple[str, ...] = ()
@@ -58,9 +59,10 @@ class ConvertConfig:
         check_choice("--train", self.train, TRAIN)
         if self.report is not None and self.report.absolute() in (self.model.absolute(), self.output_path.absolute()):
             raise UsageError(f"--report {self.report} is the file of a model; name another")
+        _above_zero("--learning-rate", self.learning_rate)
         for knob, bound in (("--max-kl", self.max_kl), ("--max-error", self.max_error)):
-            if bound is not None and not bound > 0:
-                raise UsageError(f"{knob} must be positive, not {bound}")
+            if bound is not None:
+                _above_zero(knob, bound)
             if bound is not None and not self.validate:
                 raise UsageError(f"{knob} {bound} needs validation: leave out --no-validate")
 
@@ -95,6 +97,11 @@ def check_choice(knob: str, value: str, choices: tuple[str, ...]) -> None:
     """Raises UsageError where value is not one of the choices."""
     if value not in choices:
         raise UsageError(f"{knob} {value!r} is not one of {', '.join(choices)}")
+
+
+def _above_zero(knob: str, value: float) -> None:
+    if not value > 0:
+        raise UsageError(f"{knob} must be positive, not {value}")
 
 
 def _at_least(knob: str, value: int, least: int) -> None:

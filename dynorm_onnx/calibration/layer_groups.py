@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 
 import onnx_ir as ir
 
@@ -11,6 +12,8 @@ from dynorm_onnx.calibration.norms import norm_point
 from dynorm_onnx.calibration.plan import SolvePoint, order_points, value_stages
 from dynorm_onnx.graph.linear import LinearLayer, find_linear_layers
 from dynorm_onnx.graph.lower import LoweredNorm
+
+log = logging.getLogger(__name__)
 
 GRAM_LIMIT = 6 << 30
 """Bytes that the sums of one group of layers may take; a layer above it is left, and named."""
@@ -29,10 +32,13 @@ class LayerGroup:
         return str(self.layers[0].x.name)
 
 
+NAMED = 4  # layers that a note names before it counts the rest
+
+
 def group_layers(graph: ir.Graph, norms: Sequence[LoweredNorm]) -> tuple[list[LayerGroup], tuple[str, ...]]:
     """The groups of layers that a norm can change, and notes on those that are left alone."""
     found = find_linear_layers(graph)
-    notes = [f"{name} is left as it is: {reason}" for name, reason in found.left.items()]
+    notes = _left_notes(found.left)
     points = [norm_point(norm) for norm in norms]
     behind = value_stages(graph, points)
     together: dict[tuple[str, int], list[LinearLayer]] = {}
@@ -86,3 +92,16 @@ def _point(layers: Sequence[LinearLayer], streams: Sequence[str]) -> SolvePoint:
     wanted = (str(layers[0].x.name), *streams)
     nodes = tuple(node for layer in layers for node in layer.nodes)
     return SolvePoint(_group_name(layers), nodes, original=wanted, converted=wanted)
+
+
+def _left_notes(left: Mapping[str, str]) -> list[str]:
+    """One sentence for each reason, since a quantised model has the same one for every layer; the log has all names."""
+    names_of: dict[str, list[str]] = {}
+    for name, reason in left.items():
+        names_of.setdefault(reason, []).append(name)
+        log.info("%s is left as it is: %s", name, reason)
+    notes = []
+    for reason, names in names_of.items():
+        shown = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+        notes.append(f"{shown} {'is left as it is' if len(names) == 1 else 'are left as they are'}: {reason}")
+    return notes

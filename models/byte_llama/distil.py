@@ -33,6 +33,8 @@ CONTEXT = 256
 BATCH = 2  # windows of CONTEXT bytes: what the converter takes for one step
 STEPS = 3900  # of 512 bytes: just under 2 million
 FITTED = 32  # batches that the PyTorch entrance fits the functions on
+CHECKED = 300  # windows more, for the converter's own check
+RATE = 0.006  # small models stand more than the default
 SEED = 0
 
 
@@ -56,10 +58,10 @@ def distil_file(folder: Path, steps: int, train: str) -> dict[str, Any]:
     """The first entrance: the ONNX file alone. FOLDER/TRAIN.onnx is the converted model."""
     text = folder / "training.txt"
     samples = steps * BATCH
-    text.write_bytes(training_text(round(samples * CONTEXT * 1.25)))  # a sixth is kept for the converter's own check
+    text.write_bytes(training_text((samples + CHECKED) * CONTEXT))
     report = convert_model(
-        MODEL, method="distil", steps=steps, train=train, data=text, samples=samples, max_length=CONTEXT,
-        time=False, seed=SEED, output=folder / f"{train}.onnx",
+        MODEL, method="distil", steps=steps, learning_rate=RATE, train=train, data=text, samples=samples,
+        max_length=CONTEXT, time=False, seed=SEED, output=folder / f"{train}.onnx",
     ).as_dict()  # fmt: skip
     return {"distillation": report["distillation"], "seconds": report["seconds"]}
 
@@ -84,7 +86,7 @@ def distil_module(folder: Path, steps: int, train: str) -> dict[str, Any]:
     replace_norms(student, "dyisru", batches[:: max(1, len(batches) // FITTED)][:FITTED])
     fitted = time.monotonic()
     run = distil(
-        student, teacher, batches, steps=steps, train=train, logits="output", seed=SEED,
+        student, teacher, batches, steps=steps, learning_rate=RATE, train=train, logits="output", seed=SEED,
         checkpoint=folder / f"pytorch-{train}.pt",
     )  # fmt: skip
     export(student, (batches[0]["input_ids"],), folder / f"pytorch-{train}.onnx", input_names=["input_ids"],

@@ -90,7 +90,7 @@ def test_the_student_comes_closer_and_only_what_is_asked_for_moves(
 ) -> None:
     student = student_of(teacher, batches)
     before, weight = kl_of(student, teacher, batches), student.layers[0].weight.clone()
-    run = distil(student, teacher, batches, steps=60, train=train, precision=precision)
+    run = distil(student, teacher, batches, steps=60, learning_rate=0.01, train=train, precision=precision)
     assert kl_of(student, teacher, batches) < 0.5 * before
     assert torch.equal(weight, student.layers[0].weight) is (train == "norms")
     assert run.tokens == 60 * 4 * 9 and run.losses[0][0] == 1 and run.losses[-1][0] == 60
@@ -148,6 +148,7 @@ def test_norms_give_way_in_the_order_asked_for(teacher: Tiny, batches: list[dict
     [
         ({"steps": 0}, "steps must be at least 1"),
         ({"steps": 1, "train": "some"}, "not one of norms, all"),
+        ({"steps": 1, "learning_rate": 0.0}, "learning_rate must be above 0"),
         ({"steps": 1, "precision": "int8"}, "precision='int8'"),
     ],
 )
@@ -205,7 +206,7 @@ def test_layers_of_both_modules_are_watched_and_only_while_training(
     assert shared_layers(student, lambda batch: batch) == []
     blind = copy.deepcopy(student)
     for model, weight in ((student, 20.0), (blind, 0.0)):
-        distil(model, teacher, batches, steps=60, hidden=weight, precision="float32")
+        distil(model, teacher, batches, steps=60, learning_rate=0.01, hidden=weight, precision="float32")
         assert not any(module._forward_hooks for module in [*model.modules(), *teacher.modules()])
     assert hidden_of(student, teacher, batches[0]) < 0.5 * hidden_of(blind, teacher, batches[0])
 
@@ -257,8 +258,8 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_command_distils_and_writes_the_weights_back(text: Path, tmp_path: Path) -> None:
     output = tmp_path / "distilled.onnx"
     report = convert_model(
-        BYTE_LLAMA / "byte_llama.onnx", method="distil", steps=48, data=text, samples=24, max_length=64,
-        tokenizer=BYTE_LLAMA / "tokenizer.json", time=False, output=output,
+        BYTE_LLAMA / "byte_llama.onnx", method="distil", steps=48, learning_rate=0.006, data=text, samples=24,
+        max_length=64, tokenizer=BYTE_LLAMA / "tokenizer.json", time=False, output=output,
     ).as_dict()  # fmt: skip
     run = report["distillation"]
     assert (run["steps"], run["train"], run["tokens"]) == (48, "all", 48 * 8 * 64)

@@ -49,6 +49,7 @@ def distil_model(
     *,
     open_model: Callable[[ir.Model], Any],
     steps: int,
+    learning_rate: float,
     train: str,
     logits: str | None,
     checkpoint: Path | None,
@@ -63,7 +64,7 @@ def distil_model(
         batches: feeds of both; a step takes about TOKENS_PER_STEP tokens of them.
         open_model: makes a session of ONNX Runtime.
         logits: the name of the output of logits, if there is one.
-        steps, train, checkpoint, seed, progress: as distil() has them.
+        steps, learning_rate, train, checkpoint, seed, progress: as distil() has them.
 
     Raises what distil() raises, and ModelError for an operator that PyTorch has no counterpart of here.
     """
@@ -79,6 +80,7 @@ def distil_model(
         session_teacher(open_model(teacher)),
         data,
         steps=steps,
+        learning_rate=learning_rate,
         train=train,
         logits=logits,
         hidden_outputs=hidden,

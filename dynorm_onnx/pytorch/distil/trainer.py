@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 Batch = Any
 """What one forward pass takes: a tensor, a tuple of arguments, or a mapping of keyword arguments."""
 
+NORM_RATE = 2 / 3  # the learning rate of the functions' parameters, over that of the others
 LARGEST_GRADIENT = 1.0
 SAVE_EVERY = 60.0  # seconds
 CURVE_POINTS = 200
@@ -69,8 +70,8 @@ def distil(
     *,
     steps: int,
     train: str = "all",
-    learning_rate: float = 0.006,
-    norm_learning_rate: float = 0.004,
+    learning_rate: float = 0.003,
+    norm_learning_rate: float | None = None,
     logits: str | None = "logits",
     hidden: float = 20.0,
     hidden_outputs: Sequence[str] = (),
@@ -96,7 +97,8 @@ def distil(
         steps: batches to train on.
         train: "norms", the parameters of the functions in the place of norms, or "all" weights.
         learning_rate, norm_learning_rate: peak of a parameter's step relative to its root mean square;
-            the second for the functions' parameters, of which alpha and beta are trained by their logarithm.
+            the second for the functions' parameters, of which alpha and beta are trained by their logarithm
+            (default: two thirds of the first).
         logits: the name of the output of logits, where there is one of that name; a model that returns a single
             tensor calls it "output".
         hidden: weight of the relative squared error of hidden values when training begins; it falls evenly to none.
@@ -127,9 +129,12 @@ class _Run:
 
     def __init__(
         self, student: nn.Module, teacher: Callable[..., Any], data: Sequence[Batch], steps: int, train: str,
-        rate: float, norm_rate: float, logits: str | None, hidden: float, hidden_outputs: Sequence[str],
+        rate: float, norm_rate: float | None, logits: str | None, hidden: float, hidden_outputs: Sequence[str],
         order: Sequence[str], checkpoint: Path | None, precision: str, device: torch.device | str | None, seed: int,
     ) -> None:  # fmt: skip
+        norm_rate = NORM_RATE * rate if norm_rate is None else norm_rate
+        if min(rate, norm_rate) <= 0:
+            raise UsageError(f"learning_rate must be above 0, not {min(rate, norm_rate)}")
         if steps < 1:
             raise UsageError(f"steps must be at least 1, not {steps}")
         if not len(data):
