@@ -52,7 +52,7 @@ class CpuKernel : public NodeKernel {
             const OrtValue* value = nullptr;
             check(op.api->KernelInfoGetConstantInput_tensor(info, i, &is_constant, &value));
             if (!is_constant) return;
-            tensors.push_back(view(op.api, value));
+            tensors.push_back(view(op, value));
         }
         constants_ = prepare(tensors);
     }
@@ -63,7 +63,7 @@ class CpuKernel : public NodeKernel {
         if (!constants_.coefficients) {
             std::vector<TensorView> tensors;
             for (size_t i = op_.first_parameter_input(); i < op_.inputs(); ++i) {
-                tensors.push_back(input(op_.api, context, i));
+                tensors.push_back(input(op_, context, i));
             }
             computed = prepare(tensors);
             parameters = &computed;

@@ -12,7 +12,7 @@ class CudaKernel : public NodeKernel {
     void compute(OrtKernelContext* context) const override {
         std::vector<TensorView> tensors;
         for (size_t i = op_.first_parameter_input(); i < op_.inputs(); ++i) {
-            tensors.push_back(input(op_.api, context, i));
+            tensors.push_back(input(op_, context, i));
         }
         const NodeParameters parameters = checked_parameters(op_, tensors);
         const NodeInputs inputs = checked_inputs(op_, context, parameters.channels);

@@ -41,26 +41,40 @@ bool Shape::operator==(const Shape& other) const {
                                             " has shape " + other_shape + "."};
 }
 
-TensorView view(const OrtApi* api, const OrtValue* value) {
+static Shape copied_shape(const OrtApi* api, const OrtValue* value) {
     OrtTensorTypeAndShapeInfo* info = nullptr;
     check(api->GetTensorTypeAndShape(value, &info));
     const std::unique_ptr<OrtTensorTypeAndShapeInfo, void (*)(OrtTensorTypeAndShapeInfo*)> owner(
         info, api->ReleaseTensorTypeAndShapeInfo);
     size_t rank = 0;
     check(api->GetDimensionsCount(info, &rank));
-    TensorView result{nullptr, Shape(rank)};
-    check(api->GetDimensions(info, result.shape.data(), rank));
-    // The API has one accessor of the data, for reading and for writing.
-    void* data = nullptr;
-    check(api->GetTensorMutableData(const_cast<OrtValue*>(value), &data));
-    result.data = data;
-    return result;
+    Shape shape(rank);
+    check(api->GetDimensions(info, shape.data(), rank));
+    return shape;
 }
 
-TensorView input(const OrtApi* api, const OrtKernelContext* context, size_t index) {
+static Shape shape_of(const Operator& op, const OrtValue* value) {
+    if (!op.shape_reference) return copied_shape(op.api, value);
+    ONNXTensorElementDataType type;
+    const int64_t* dims = nullptr;
+    size_t rank = 0;
+    check(op.shape_reference(value, &type, &dims, &rank));
+    Shape shape(rank);
+    std::copy_n(dims, rank, shape.data());
+    return shape;
+}
+
+TensorView view(const Operator& op, const OrtValue* value) {
+    // The API has one accessor of the data, for reading and for writing.
+    void* data = nullptr;
+    check(op.api->GetTensorMutableData(const_cast<OrtValue*>(value), &data));
+    return {data, shape_of(op, value)};
+}
+
+TensorView input(const Operator& op, const OrtKernelContext* context, size_t index) {
     const OrtValue* value = nullptr;
-    check(api->KernelContext_GetInput(context, index, &value));
-    return view(api, value);
+    check(op.api->KernelContext_GetInput(context, index, &value));
+    return view(op, value);
 }
 
 NodeParameters checked_parameters(const Operator& op, const std::vector<TensorView>& tensors) {
@@ -91,7 +105,7 @@ NodeParameters checked_parameters(const Operator& op, const std::vector<TensorVi
 }
 
 NodeInputs checked_inputs(const Operator& op, const OrtKernelContext* context, size_t channels) {
-    NodeInputs inputs{input(op.api, context, 0), nullptr, 0};
+    NodeInputs inputs{input(op, context, 0), nullptr, 0};
     const Shape& shape = inputs.x.shape;
     if (shape.rank() == 0 || size_t(shape.back()) != channels) {
         wrong_shape(op, 0, shape, "a last axis of as many elements as there are channels",
@@ -99,7 +113,7 @@ NodeInputs checked_inputs(const Operator& op, const OrtKernelContext* context, s
     }
     inputs.elements = shape.elements();
     if (op.skip) {
-        const TensorView skip = input(op.api, context, 1);
+        const TensorView skip = input(op, context, 1);
         if (skip.shape != shape) wrong_shape(op, 1, skip.shape, "the same", 0, shape.text());
         inputs.skip = skip.data;
     }

@@ -13,6 +13,7 @@ namespace dynorm {
 
 struct Operator : OrtCustomOp {
     const OrtApi* api;
+    ShapeReference shape_reference;  // null where the runtime has none
     Function function;
     Type type;
     bool skip;
@@ -82,8 +83,8 @@ struct TensorView {
     Shape shape;
 };
 
-TensorView view(const OrtApi* api, const OrtValue* value);
-TensorView input(const OrtApi* api, const OrtKernelContext* context, size_t index);
+TensorView view(const Operator& op, const OrtValue* value);
+TensorView input(const Operator& op, const OrtKernelContext* context, size_t index);
 
 // weight, bias and parameters of a node, with their shapes checked against each other.
 struct NodeParameters {

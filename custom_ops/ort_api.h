@@ -17,6 +17,14 @@ namespace dynorm {
 // header it was built with.
 inline constexpr uint32_t kOrtApiVersion = 21;
 
+// A tensor's type and dimensions where they are: the accessors of version 21 copy them to the heap, which takes
+// longer than a row of a small model. In the function table since ONNX Runtime 1.24; older ones, and their
+// headers, do not know it.
+using ShapeReference = OrtStatus* (*)(const OrtValue* value, ONNXTensorElementDataType* type,
+                                      const int64_t** dims, size_t* rank) noexcept;
+inline constexpr uint32_t kShapeReferenceVersion = 24;
+inline constexpr size_t kShapeReferenceEntry = 414;
+
 #define DYNORM_ENTRY(name, index) \
     static_assert(offsetof(OrtApi, name) == (index) * sizeof(void*), "OrtApi::" #name " has moved")
 DYNORM_ENTRY(CreateStatus, 0);
@@ -38,6 +46,9 @@ DYNORM_ENTRY(ShapeInferContext_GetInputTypeShape, 268);
 DYNORM_ENTRY(ShapeInferContext_SetOutputTypeShape, 270);
 DYNORM_ENTRY(SetSymbolicDimensions, 271);
 DYNORM_ENTRY(KernelContext_ParallelFor, 274);
+#if defined(ORT_API_VERSION) && ORT_API_VERSION >= 24
+DYNORM_ENTRY(GetTensorElementTypeAndShapeDataReference, kShapeReferenceEntry);
+#endif
 #undef DYNORM_ENTRY
 
 #define DYNORM_MEMBER(name, index)                                                              \

@@ -1,6 +1,7 @@
 // The library's door: RegisterCustomOps, and the callbacks by which ONNX Runtime learns about an operator.
 #include <atomic>
 #include <climits>
+#include <cstdio>
 #include <memory>
 #include <mutex>
 
@@ -100,9 +101,27 @@ size_t share_skip(int** inputs, int** outputs) {
     return 4;
 }
 
-Operator make_operator(const OrtApi* api, Function function, Type type, bool skip, const char* provider) {
+// What a runtime of 1.24 or newer adds to the table of version 21. A runtime is not asked for a version that it
+// lacks: it would print a complaint.
+ShapeReference shape_reference(const OrtApiBase* base) {
+    unsigned major = 0, minor = 0;
+    const int read = std::sscanf(base->GetVersionString(), "%u.%u", &major, &minor);
+    if (read != 2 || (major == 1 && minor < kShapeReferenceVersion)) return nullptr;
+    const OrtApi* api = base->GetApi(kShapeReferenceVersion);
+    return api ? reinterpret_cast<const ShapeReference*>(api)[kShapeReferenceEntry] : nullptr;
+}
+
+// The functions of the runtime that has loaded the library.
+struct Runtime {
+    const OrtApi* api;
+    ShapeReference shape_reference;
+};
+
+Operator make_operator(const Runtime& runtime, Function function, Type type, bool skip,
+                       const char* provider) {
     Operator op{};
-    op.api = api;
+    op.api = runtime.api;
+    op.shape_reference = runtime.shape_reference;
     op.function = function;
     op.type = type;
     op.skip = skip;
@@ -132,8 +151,9 @@ Operator make_operator(const OrtApi* api, Function function, Type type, bool ski
 // does not say when that is, so that they live as long as the library.
 class Registration {
   public:
-    Registration(const OrtApi* api, OrtSessionOptions* options)
-        : domain_(nullptr, api->ReleaseCustomOpDomain) {
+    Registration(const Runtime& runtime, OrtSessionOptions* options)
+        : domain_(nullptr, runtime.api->ReleaseCustomOpDomain) {
+        const OrtApi* api = runtime.api;
         OrtCustomOpDomain* domain = nullptr;
         check(api->CreateCustomOpDomain("dynorm", &domain));
         domain_.reset(domain);
@@ -143,7 +163,7 @@ class Registration {
                 for (const bool skip : {false, true}) {
                     for (const char* provider : kProviders) {
                         operators_.push_back(
-                            make_operator(api, Function(function), Type(type), skip, provider));
+                            make_operator(runtime, Function(function), Type(type), skip, provider));
                         check(api->CustomOpDomain_Add(domain, &operators_.back()));
                     }
                 }
@@ -175,7 +195,7 @@ DYNORM_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const Ort
         static std::mutex mutex;
         static std::vector<std::unique_ptr<Registration>> registrations;
         const std::lock_guard lock(mutex);
-        registrations.push_back(std::make_unique<Registration>(api, options));
+        registrations.push_back(std::make_unique<Registration>(Runtime{api, shape_reference(base)}, options));
     });
 }
 
