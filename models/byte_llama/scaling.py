@@ -38,9 +38,14 @@ def random_model(path: Path, layers: int, channels: int | None = None) -> None:
 
 
 def cost(model: Path, samples: int, method: str) -> dict:
+    with tempfile.TemporaryDirectory() as folder:
+        return converted(model, samples, method, Path(folder) / "converted.onnx")
+
+
+def converted(model: Path, samples: int, method: str, output: Path) -> dict:
     command = [sys.executable, "-m", "dynorm_onnx.convert", str(model), "--data", str(HERE / "held_out.txt")]
     command += ["--tokenizer", str(HERE / "tokenizer.json"), "--samples", str(samples), "--max-length", str(CONTEXT)]
-    command += ["--method", method, "--no-time", "--json", "-o", str(model.with_suffix(".out.onnx"))]
+    command += ["--method", method, "--no-time", "--json", "-o", str(output)]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
