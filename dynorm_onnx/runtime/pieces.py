@@ -46,16 +46,20 @@ class Port:
 
 
 def open_model(
-    model: str | os.PathLike[str] | ir.Model, *, provider: Provider = "cpu", limit: int = WHOLE_LIMIT
+    model: str | os.PathLike[str] | ir.Model,
+    *,
+    provider: Provider = "cpu",
+    limit: int = WHOLE_LIMIT,
+    spinning: bool = True,
 ) -> Any:
     """An InferenceSession of the model, or a PiecewiseModel where its weights are more than `limit` bytes.
 
-    Raises what make_session() raises.
+    `spinning` is make_session()'s. Raises what make_session() raises.
     """
     loaded = model if isinstance(model, ir.Model) else prepare(load(model))  # pieces need the types of values
     size = weight_bytes(loaded)
     if size <= limit:
-        return make_session(model, provider=provider)
+        return make_session(model, provider=provider, spinning=spinning)
     log.info("%d MiB of weights: the model is run piece by piece", size >> 20)
     return PiecewiseModel(loaded, provider=provider)
 

@@ -34,6 +34,7 @@ PROVIDERS: dict[str, tuple[str, ...]] = {
 """ONNX Runtime's providers of each of ours, the first the one that must be there."""
 
 _LEVELS = {"all": "ORT_ENABLE_ALL", "basic": "ORT_ENABLE_BASIC", "none": "ORT_DISABLE_ALL"}
+_SPINNING = "session.intra_op.allow_spinning"
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 _LARGEST_MESSAGE = 2**31 - 2**24  # protobuf's 2 GiB, with room for the nodes
 _ERROR, _FATAL = 3, 4  # ONNX Runtime's log severities
@@ -46,6 +47,7 @@ def make_session(
     optimization: Optimization = "all",
     kernels: bool | None = None,
     threads: int | None = None,
+    spinning: bool = True,
     log_severity: int = _ERROR,
 ) -> Any:
     """An onnxruntime.InferenceSession that runs on the provider asked for.
@@ -57,6 +59,8 @@ def make_session(
         kernels: register the custom-op library; None does so where it can serve the provider, and leaves
             the function bodies to be inlined otherwise.
         threads: threads within an operator; None leaves the choice to ONNX Runtime.
+        spinning: whether its threads keep their processors busy while they wait for the next operator, which is what
+            ONNX Runtime does by itself. Not for a session whose runs take turns with other work on the processor.
         log_severity: the least severity that ONNX Runtime itself writes to stderr (2 warnings, 3 errors).
 
     Raises:
@@ -73,6 +77,8 @@ def make_session(
     options.add_session_config_entry(*RECORD_PLACEMENT)
     if threads is not None:
         options.intra_op_num_threads = threads
+    if not spinning:
+        options.add_session_config_entry(_SPINNING, "0")
     _require_provider(provider)
     _register_kernels(options, provider, kernels)
     source = _loadable(model)

@@ -14,6 +14,8 @@ import pytest
 
 from dynorm_onnx.errors import DataError, UsageError
 from dynorm_onnx.graph import model_io
+from dynorm_onnx.graph.lower import lower
+from dynorm_onnx.graph.sites import find_sites
 from dynorm_onnx.pipeline import convert_model
 from dynorm_onnx.runtime.arrays import run
 from dynorm_onnx.runtime.session import make_session
@@ -26,9 +28,10 @@ from torch import nn  # noqa: E402
 
 from dynorm_onnx.pytorch.distil import distil  # noqa: E402
 from dynorm_onnx.pytorch.distil import trainer as trainer_module  # noqa: E402
+from dynorm_onnx.pytorch.distil.basis import learn_bases, usable_bases  # noqa: E402
 from dynorm_onnx.pytorch.distil.hidden import PREFIX, shared_layers, told, with_hidden_outputs  # noqa: E402
 from dynorm_onnx.pytorch.distil.losses import distance, hidden_error, kl, unlikeness  # noqa: E402
-from dynorm_onnx.pytorch.distil.onnx_file import step_sized  # noqa: E402
+from dynorm_onnx.pytorch.distil.onnx_file import _parameter_names, step_sized  # noqa: E402
 from dynorm_onnx.pytorch.distil.optimizer import rate_at, trained_parameters  # noqa: E402
 from dynorm_onnx.pytorch.graph import GraphModule  # noqa: E402
 from dynorm_onnx.pytorch.replace import replace_norms  # noqa: E402
@@ -230,6 +233,31 @@ def test_linear_layers_of_a_file_become_outputs_of_both(tmp_path: Path) -> None:
     for name in both[2]:
         assert relative_error(graph[name].detach().numpy(), after[name]) < TOLERANCE["float32"]
         assert relative_error(after[name], before[name]) > 1e-3
+
+
+@needs_tokenizers
+def test_a_basis_begins_as_none_and_is_learned_with_the_weights(tmp_path: Path) -> None:
+    """The scale of the norms moves over without a change of outputs; with it training has one matrix more."""
+    convert_model(
+        BYTE_LLAMA / "byte_llama.onnx", to="dyisru", method="fit", data=BYTE_LLAMA / "held_out.txt", samples=8,
+        tokenizer=BYTE_LLAMA / "tokenizer.json", time=False, output=tmp_path / "out.onnx",
+    )  # fmt: skip
+    original, converted = (
+        model_io.prepare(model_io.load(path)) for path in (BYTE_LLAMA / "byte_llama.onnx", tmp_path / "out.onnx")
+    )
+    norms = lower(original, find_sites(original).sites)
+    bases = usable_bases(original.graph, converted.graph, norms)
+    assert [basis.channels for basis in bases] == [160]
+    assert usable_bases(original.graph, converted.graph, norms[1:]) == (), "a norm that was kept reads the stream too"
+    student, plain = GraphModule(converted, float_type=torch.float32), GraphModule(converted, float_type=torch.float32)
+    learn_bases(student, bases, _parameter_names(converted.graph))
+    ids = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 9)))
+    with torch.no_grad():
+        before, after = plain(input_ids=ids)["logits"].numpy(), student(input_ids=ids)["logits"].numpy()
+    assert relative_error(after, before) < 1e-5
+    more = {t.name for t in trained_parameters(student, "all")} - {t.name for t in trained_parameters(plain, "all")}
+    assert more == set(student.bases()) and len(more) == 1
+    assert not more & {t.name for t in trained_parameters(student, "norms")}
 
 
 def test_batches_are_cut_to_the_size_of_a_step() -> None:

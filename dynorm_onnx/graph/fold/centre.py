@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from dynorm_onnx.graph.emit import Emitter, add_initializer
-from dynorm_onnx.graph.fold.stream import Reading, Stream
+from dynorm_onnx.graph.fold.stream import Reading, Stream, is_own
 from dynorm_onnx.graph.unique_names import Names
 
 _SMALL = 1 << 16
@@ -29,7 +29,7 @@ def centre(model: ir.Model, stream: Stream) -> tuple[list[str], list[str]]:
         into.append(means)
         added += nodes
     for value, readings in stream.tensors.items():
-        if _is_own(value, readings):
+        if is_own(value, readings):
             _overwrite(value, readings[0].axis)
             into.append(str(value.name))
         elif _is_copied(value):
@@ -44,7 +44,7 @@ def lookups(stream: Stream) -> list[ir.Node]:
     return [
         reading.node
         for value, readings in stream.tensors.items()
-        if not _is_own(value, readings) and not _is_copied(value)
+        if not is_own(value, readings) and not _is_copied(value)
         for reading in readings
         if _is_lookup(reading)
     ]
@@ -53,7 +53,7 @@ def lookups(stream: Stream) -> list[ir.Node]:
 def shared(stream: Stream) -> str | None:
     """Why a large tensor or a cut of the stream cannot be centred; None where all can."""
     for value, readings in stream.tensors.items():
-        if not _is_own(value, readings) and not _is_copied(value) and not all(map(_is_lookup, readings)):
+        if not is_own(value, readings) and not _is_copied(value) and not all(map(_is_lookup, readings)):
             return f"the weight '{value.name}' is read elsewhere too, and must stay as it is"
     for value, readings in stream.cuts.items():
         if any(reading.axis != -1 for reading in readings):
@@ -67,18 +67,6 @@ def _is_lookup(reading: Reading) -> bool:
     axis = node.attributes.get("axis")
     plain = node.op_type == "Gather" and (axis is None or axis.as_int() == 0) and reading.axis == -1
     return plain and table is not None and table.shape is not None and len(table.shape) == 2
-
-
-def _is_own(value: ir.Value, readings: list[Reading]) -> bool:
-    """Whether only the stream reads an initializer, and along one axis."""
-    places = {(reading.node, reading.position) for reading in readings}
-    return (
-        value.is_initializer()
-        and not value.is_graph_output()
-        and not value.is_graph_input()
-        and {(node, position) for node, position in value.uses()} == places
-        and len({reading.axis for reading in readings}) == 1
-    )
 
 
 def _is_copied(value: ir.Value) -> bool:

@@ -81,7 +81,8 @@ class _Plan:
         self.folding: list[LoweredNorm] = []
         reasons: dict[str, str] = {}
         layers = find_linear_layers(model.graph).layers
-        for stream in find_streams(model.graph, norms, invariant):
+        layer_norms = [norm for norm in norms if norm.kind == "layer"]
+        for stream in find_streams(model.graph, layer_norms, invariant):
             for norm in stream.norms:
                 self._places[norm] = bias_places(norm, layers) if reductions else ()
             reason = stream.obstacle or shared(stream) or self._loss(stream)

@@ -1,8 +1,8 @@
-"""Streams: all values over channels whose common mean only LayerNorms take notice of.
+"""Streams: all values over channels that norms alone read as they are.
 
-From the input of one LayerNorm the search goes forwards and backwards through every node that adds up or
+From the input of one norm the search goes forwards and backwards through every node that adds up or
 moves rows of channels. It ends at tensors (weights and biases of linear layers, embedding tables), which can
-be centred; at cuts, where something else gives out a part of the stream; and at obstacles.
+be changed; at cuts, where something else gives out a part of the stream; and at obstacles.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _SHAPE_ONLY = frozenset({"Shape", "Size"})
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """Where a node reads something that is to be centred along `axis`."""
+    """Where a node reads something whose channels are along `axis`."""
 
     node: ir.Node
     position: int
@@ -33,23 +33,23 @@ class Stream:
     """One stream; nothing may be done to it if it has an obstacle."""
 
     channels: int
-    norms: list[LoweredNorm] = dataclasses.field(default_factory=list)  # LayerNorms that read it
+    norms: list[LoweredNorm] = dataclasses.field(default_factory=list)  # those that read it
     tensors: dict[ir.Value, list[Reading]] = dataclasses.field(default_factory=dict)  # constants that make it up
     cuts: dict[ir.Value, list[Reading]] = dataclasses.field(default_factory=dict)  # parts that no constant makes
     obstacle: str | None = None
 
 
 def find_streams(graph: ir.Graph, norms: Sequence[LoweredNorm], invariant: Collection[ir.Node]) -> Iterator[Stream]:
-    """The streams of LayerNorms among `norms`, each norm in one of them.
+    """The streams of `norms` whose channels are known, each norm in one of them.
 
-    `invariant` are other nodes that may read a stream, since its mean does not matter to them.
+    `invariant` are other nodes that may read a stream, since what is to be done to it does not matter to them.
     """
-    layer = {norm.node: norm for norm in norms if norm.kind == "layer" and norm.channels}
+    wanted = {norm.node: norm for norm in norms if norm.channels}
     seen: set[ir.Node] = set()
-    for node, norm in layer.items():
+    for node, norm in wanted.items():
         if node in seen:
             continue
-        stream = _Search(graph, norm.channels or 0, layer, invariant).run(norm)
+        stream = _Search(graph, norm.channels or 0, wanted, invariant).run(norm)
         seen.update(other.node for other in stream.norms)
         yield stream
 
@@ -61,11 +61,11 @@ class _Search:
         self,
         graph: ir.Graph,
         channels: int,
-        layer: dict[ir.Node, LoweredNorm],
+        wanted: dict[ir.Node, LoweredNorm],
         invariant: Collection[ir.Node],
     ) -> None:
         self._graph = graph
-        self._layer = layer
+        self._wanted = wanted
         self._invariant = invariant
         self._axes: dict[ir.Value, int] = {}
         self._read: set[Reading] = set()
@@ -148,7 +148,7 @@ class _Search:
         if value.is_graph_output():
             self._stop(f"'{value.name}' is an output of the graph")
         for node, position in value.uses():
-            norm = self._layer.get(node)
+            norm = self._wanted.get(node)
             if norm is not None and position == 0 and axis == -1:
                 self._take_norm(norm)
             elif node in self._invariant or (node.domain == "" and node.op_type in _SHAPE_ONLY):
@@ -160,7 +160,7 @@ class _Search:
                 else:
                     self._joined(node, after)
             else:
-                self._stop(f"{node.op_type} '{node.name}' reads it, to which its mean matters")
+                self._stop(f"{node.op_type} '{node.name}' reads it too")
 
     def _joined(self, node: ir.Node, axis: int) -> None:
         """A node that reads the stream continues it, if all that it passes on can."""
@@ -172,6 +172,18 @@ class _Search:
     def _stop(self, reason: str) -> None:
         if self._stream.obstacle is None:
             self._stream.obstacle = reason
+
+
+def is_own(value: ir.Value, readings: Sequence[Reading]) -> bool:
+    """Whether only the stream reads an initializer, and along one axis."""
+    places = {(reading.node, reading.position) for reading in readings}
+    return (
+        value.is_initializer()
+        and not value.is_graph_output()
+        and not value.is_graph_input()
+        and {(node, position) for node, position in value.uses()} == places
+        and len({reading.axis for reading in readings}) == 1
+    )
 
 
 def written(node: ir.Node, axis: int) -> tuple[Reading, ...]:

@@ -5,7 +5,7 @@ The logits tell a student only how its last layer is wrong; these tell every lay
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -63,12 +63,16 @@ def told(model: Callable[..., Any], paths: Sequence[str]) -> Iterator[Callable[.
         yield call
 
 
-def with_hidden_outputs(original: ir.Model, converted: ir.Model) -> tuple[ir.Model, ir.Model, tuple[str, ...]]:
+def with_hidden_outputs(
+    original: ir.Model, converted: ir.Model, leave: Collection[str] = ()
+) -> tuple[ir.Model, ir.Model, tuple[str, ...]]:
     """Clones of both that also give out what the linear layers that they share give, and the names of those outputs.
 
-    Only values whose type is known and that are no outputs already are taken.
+    Only values whose type is known and that are no outputs already are taken. `leave` are weights of layers that
+    are left out.
     """
     given = {value.name for value in original.graph.outputs}
+    given |= {layer.y.name for layer in find_linear_layers(original.graph).layers if layer.y and layer.name in leave}
     there = _layer_values(converted)
     names = [name for name in _layer_values(original) if name in there and name not in given]
     models = []

@@ -14,6 +14,8 @@ import torch
 
 from dynorm_onnx.functions import DOMAIN, REGISTRY, NormParameters
 from dynorm_onnx.graph.linear import find_linear_layers
+from dynorm_onnx.graph.lower import LoweredNorm
+from dynorm_onnx.pytorch.distil.basis import learn_bases, usable_bases
 from dynorm_onnx.pytorch.distil.hidden import with_hidden_outputs
 from dynorm_onnx.pytorch.distil.teacher import session_teacher
 from dynorm_onnx.pytorch.distil.trainer import Distillation, StepProgress, distil
@@ -45,6 +47,7 @@ class Distilled:
 def distil_model(
     original: ir.Model,
     converted: ir.Model,
+    norms: Sequence[LoweredNorm],
     batches: Sequence[Feeds],
     *,
     open_model: Callable[[ir.Model], Any],
@@ -61,6 +64,8 @@ def distil_model(
     Args:
         original, converted: not changed; the second is computed in float32 whatever its types. What linear
             layers of both give is compared where values of both have the same name.
+        norms: of the original, those that were replaced. With train="all", the basis of a stream that they alone
+            read is learned too.
         batches: feeds of both; a step takes about TOKENS_PER_STEP tokens of them.
         open_model: makes a session of ONNX Runtime.
         logits: the name of the output of logits, if there is one.
@@ -69,11 +74,15 @@ def distil_model(
     Raises what distil() raises, and ModelError for an operator that PyTorch has no counterpart of here.
     """
     data = [{name: array_to_torch(array) for name, array in feeds.items()} for feeds in step_sized(batches)]
-    teacher, trained, hidden = with_hidden_outputs(original, converted)
+    bases = usable_bases(original.graph, converted.graph, norms) if train == "all" else ()
+    writers = {name for basis in bases for name in basis.writers}  # what they give has another basis in both
+    teacher, trained, hidden = with_hidden_outputs(original, converted, leave=writers)
     if hidden_bytes(trained, hidden, data) > HIDDEN_LIMIT:
         log.info("%d hidden values are too large to be compared: only the outputs are", len(hidden))
         teacher, trained, hidden = original, converted, ()
     student = GraphModule(trained, float_type=torch.float32)
+    names = _parameter_names(converted.graph)
+    learn_bases(student, bases, names)
     student.checkpointing = student.activation_bytes(data[0]) > CHECKPOINTING_ABOVE if data else False
     run = distil(
         student,
@@ -88,7 +97,6 @@ def distil_model(
         seed=seed,
         progress=progress,
     )
-    names = _parameter_names(converted.graph)
     inside = {name for named in names.values() for name in named.values()}
     arrays = student.wide_initializers(inside)
     parameters = {
@@ -99,7 +107,7 @@ def distil_model(
         )
         for node, named in names.items()
     }
-    others = [name for name in student.learned() if name not in inside] if train == "all" else []
+    others = [name for name in student.changed() if name not in inside] if train == "all" else []
     return Distilled(run, parameters, student.initializers(others))
 
 

@@ -18,6 +18,7 @@ WARM_UP = 0.05  # of the steps
 LAST = 0.02  # of the rate, at the end
 BETAS = (0.9, 0.98)
 LEAST_SIZE = 0.02  # what a parameter near zero counts as
+BASIS_SIZE = 0.5  # what the entries of a basis, the identity at first, count as
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,11 +47,13 @@ def trained_parameters(student: nn.Module, train: str) -> list[Trained]:
         norms = {id(parameter) for module in inside for parameter in module.parameters()}
         logarithms = {id(p) for module in inside for name, p in module.named_parameters() if name.startswith("log_")}
         named = {name: p for name, p in student.named_parameters() if p.requires_grad or id(p) in norms}
+    bases = student.bases() if isinstance(student, GraphModule) and train == "all" else {}
     found = [
         Trained(name, parameter, id(parameter) in norms, 1.0 if id(parameter) in logarithms else _size(parameter))
         for name, parameter in named.items()
         if train == "all" or id(parameter) in norms
     ]
+    found += [Trained(name, parameter, False, BASIS_SIZE) for name, parameter in bases.items()]
     if not found:
         raise UsageError(f"train={train!r}: the student has no such parameter; were its norms replaced?")
     return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dynorm_onnx.errors import DataError, ModelError
 from dynorm_onnx.graph.model_io import clone
+from dynorm_onnx.pytorch.graph.basis import LearnedBasis
 from dynorm_onnx.pytorch.graph.operators import OPERATORS
 from dynorm_onnx.pytorch.graph.program import Values, compile_graph
 from dynorm_onnx.pytorch.graph.segments import Segment, segments
@@ -51,6 +52,7 @@ class GraphModule(nn.Module):
             if tensor.dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE):
                 self._own_types[name] = tensor.dtype.numpy()
                 self._add_parameter(name, to_torch(tensor, float_type))
+        self._bases = nn.ModuleList()
         self._logarithms = frozenset(n for n in self._weights.positive if self._stored_by_logarithm(n))
         self.program = compile_graph(graph, flat.opset_imports, float_type, frozenset(self._keys))
         self._segments: tuple[Segment, ...] = segments(self.program, self._weights.activations)
@@ -65,7 +67,7 @@ class GraphModule(nn.Module):
         missing = [name for name in self.program.inputs if name not in inputs]
         if missing:
             raise DataError(f"the model takes {missing[0]!r}, which was not given")
-        fixed: Values = {**self.program.constants, **{name: self._value(name) for name in self._keys}}
+        fixed: Values = {**self.program.constants, **self._values()}
         values: Values = {name: self._as_float_type(inputs[name]) for name in self.program.inputs}
         if self.checkpointing and torch.is_grad_enabled():
             self._run_in_segments(fixed, values)
@@ -74,22 +76,44 @@ class GraphModule(nn.Module):
             self.program.run(values)
         return {name: values[name] if name in values else fixed[name] for name in self.program.outputs}
 
+    def parameter(self, name: str) -> nn.Parameter:
+        """What is stored for an initializer: its logarithm where it is one of the logarithms()."""
+        parameter = self._parameters[self._keys[name]]
+        assert isinstance(parameter, nn.Parameter)
+        return parameter
+
     def learned(self) -> dict[str, nn.Parameter]:
         """The weights, parameters of norms included, by the names of their initializers."""
-        return {name: self._parameter(name) for name in self._keys if name in self._weights.learned}
+        return {name: self.parameter(name) for name in self._keys if name in self._weights.learned}
+
+    def learn_basis(self, channels: int, writers: Mapping[str, int], readers: Mapping[str, int]) -> None:
+        """Puts a LearnedBasis, the identity at first, between parameters and the weights that the graph computes with.
+
+        `writers` and `readers` are initializers, each with its axis over the channels.
+        """
+        self._bases.append(LearnedBasis(channels, writers, readers))
+
+    def bases(self) -> dict[str, nn.Parameter]:
+        """What is learned of each basis, by a name that no initializer has."""
+        return {f"basis {place} ": basis.change for place, basis in enumerate(self._learned_bases())}
+
+    def changed(self) -> list[str]:
+        """The initializers that training may change: those that are learned, and those that a basis moves."""
+        moved = {name for basis in self._learned_bases() for name in (*basis.writers, *basis.readers)}
+        return [name for name in self._keys if name in self._weights.learned or name in moved]
 
     def norm_parameters(self) -> list[nn.Parameter]:
         """The parameters of the functions that stand in for norms."""
-        return [self._parameter(name) for name in self._keys if name in self._weights.norms]
+        return [self.parameter(name) for name in self._keys if name in self._weights.norms]
 
     def logarithms(self) -> list[nn.Parameter]:
         """Those of the norm_parameters() that hold the logarithm of their initializer."""
-        return [self._parameter(name) for name in self._logarithms]
+        return [self.parameter(name) for name in self._logarithms]
 
     @torch.no_grad()
     def activation_bytes(self, inputs: dict[str, torch.Tensor]) -> int:
         """About what a training pass over one batch keeps: all activations that the graph makes."""
-        values: Values = {**self.program.constants, **{name: self._value(name) for name in self._keys}}
+        values: Values = {**self.program.constants, **self._values()}
         values.update({name: self._as_float_type(tensor) for name, tensor in inputs.items()})
         total = 0
         for step in self.program.steps:
@@ -103,13 +127,15 @@ class GraphModule(nn.Module):
     @torch.no_grad()
     def wide_initializers(self, names: Collection[str]) -> dict[str, np.ndarray]:
         """The values of weights by initializer, float64."""
-        return {name: to_array(self._value(name), np.dtype(np.float64)) for name in names}
+        values = self._values()
+        return {name: to_array(values[name], np.dtype(np.float64)) for name in names}
 
     def initializers(self, names: Collection[str] | None = None) -> dict[str, np.ndarray]:
         """The values of the weights by initializer, each in its own type; of `names` only, if given."""
-        wanted = self.learned() if names is None else names
+        wanted = self.changed() if names is None else names
         with torch.no_grad():
-            return {name: to_array(self._value(name), self._own_types[name]) for name in wanted}
+            values = self._values()
+            return {name: to_array(values[name], self._own_types[name]) for name in wanted}
 
     def _add_parameter(self, name: str, tensor: torch.Tensor) -> None:
         key = name.replace(".", "/") or "/"
@@ -118,22 +144,27 @@ class GraphModule(nn.Module):
         self._keys[name] = key
         self.register_parameter(key, nn.Parameter(tensor, requires_grad=name in self._weights.learned))
 
-    def _parameter(self, name: str) -> nn.Parameter:
-        parameter = self._parameters[self._keys[name]]
-        assert isinstance(parameter, nn.Parameter)
-        return parameter
-
     @torch.no_grad()
     def _stored_by_logarithm(self, name: str) -> bool:
         """Makes a parameter that must stay positive its logarithm; one that is not positive stays as it is."""
-        parameter = self._parameter(name)
+        parameter = self.parameter(name)
         if not bool((parameter > 0).all()):
             return False
         parameter.log_()
         return True
 
+    def _learned_bases(self) -> list[LearnedBasis]:
+        return [basis for basis in self._bases if isinstance(basis, LearnedBasis)]
+
+    def _values(self) -> Values:
+        """All float initializers, as the graph computes with them."""
+        values: Values = {name: self._value(name) for name in self._keys}
+        for basis in self._learned_bases():
+            values.update(basis.changed(values))
+        return values
+
     def _value(self, name: str) -> torch.Tensor:
-        parameter = self._parameter(name)
+        parameter = self.parameter(name)
         return parameter.exp() if name in self._logarithms else parameter
 
     def _as_float_type(self, tensor: torch.Tensor) -> torch.Tensor:
