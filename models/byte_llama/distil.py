@@ -1,6 +1,6 @@
 """Convert the shipped model with `--method distil`, and measure it on text that it has not seen.
 
-    python models/byte_llama/distil.py --output FOLDER [--train norms] [--entrance pytorch]
+    python models/byte_llama/distil.py --output FOLDER [--train norms] [--entrance pytorch] [--rounds 2]
 
 writes to FOLDER the text to distil on (from the training split), the converted model, and for each run
 NAME.json and NAME.png with the loss curve. The original trained on the same split; what is measured on is
@@ -54,19 +54,19 @@ def held_out_batches(every: int) -> list[dict[str, np.ndarray]]:
     return [{"input_ids": rows[start : start + BATCH]} for start in range(0, len(rows), BATCH)]
 
 
-def distil_file(folder: Path, steps: int, train: str) -> dict[str, Any]:
-    """The first entrance: the ONNX file alone. FOLDER/TRAIN.onnx is the converted model."""
+def distil_file(folder: Path, name: str, steps: int, rounds: int, train: str) -> dict[str, Any]:
+    """The first entrance: the ONNX file alone. FOLDER/NAME.onnx is the converted model."""
     text = folder / "training.txt"
     samples = steps * BATCH
     text.write_bytes(training_text((samples + CHECKED) * CONTEXT))
     report = convert_model(
-        MODEL, method="distil", steps=steps, learning_rate=RATE, train=train, data=text, samples=samples,
-        max_length=CONTEXT, time=False, seed=SEED, output=folder / f"{train}.onnx",
+        MODEL, method="distil", steps=steps * rounds, learning_rate=RATE, train=train, data=text, samples=samples,
+        max_length=CONTEXT, time=False, seed=SEED, output=folder / f"{name}.onnx",
     ).as_dict()  # fmt: skip
     return {"distillation": report["distillation"], "seconds": report["seconds"]}
 
 
-def distil_module(folder: Path, steps: int, train: str) -> dict[str, Any]:
+def distil_module(folder: Path, name: str, steps: int, rounds: int, train: str) -> dict[str, Any]:
     """The second entrance: the PyTorch model, its norms replaced (fitted on data), exported at the end."""
     import torch
     from export import Logits
@@ -86,10 +86,10 @@ def distil_module(folder: Path, steps: int, train: str) -> dict[str, Any]:
     replace_norms(student, "dyisru", batches[:: max(1, len(batches) // FITTED)][:FITTED])
     fitted = time.monotonic()
     run = distil(
-        student, teacher, batches, steps=steps, learning_rate=RATE, train=train, logits="output", seed=SEED,
-        checkpoint=folder / f"pytorch-{train}.pt",
+        student, teacher, batches, steps=steps * rounds, learning_rate=RATE, train=train, logits="output", seed=SEED,
+        checkpoint=folder / f"{name}.pt",
     )  # fmt: skip
-    export(student, (batches[0]["input_ids"],), folder / f"pytorch-{train}.onnx", input_names=["input_ids"],
+    export(student, (batches[0]["input_ids"],), folder / f"{name}.onnx", input_names=["input_ids"],
            output_names=["logits"], dynamic_shapes=({0: "batch", 1: "sequence"},))  # fmt: skip
     seconds = {"calibrate": round(fitted - started, 3), "distil": run.seconds}
     return {"distillation": run.as_dict(), "seconds": seconds}
@@ -144,14 +144,15 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="a folder")
     parser.add_argument("--train", choices=("all", "norms"), default="all")
     parser.add_argument("--entrance", choices=("onnx", "pytorch"), default="onnx")
-    parser.add_argument("--steps", type=int, default=STEPS, help=f"of {BATCH * CONTEXT} bytes (%(default)s)")
+    parser.add_argument("--steps", type=int, default=STEPS, help=f"of {BATCH * CONTEXT} bytes a round (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=1, help="times that the text is gone through (%(default)s)")
     parser.add_argument("--every", type=int, default=4, help="measure on one held-out window in so many (%(default)s)")
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
-    if args.entrance == "onnx":
-        name, run = args.train, distil_file(args.output, args.steps, args.train)
-    else:
-        name, run = f"pytorch-{args.train}", distil_module(args.output, args.steps, args.train)
+    entrance = "" if args.entrance == "onnx" else "pytorch-"
+    name = entrance + args.train + (f"-{args.rounds}" if args.rounds > 1 else "")
+    distilled = distil_module if entrance else distil_file
+    run = distilled(args.output, name, args.steps, args.rounds, args.train)
     run["held_out"] = measure(args.output / f"{name}.onnx", args.every)
     (args.output / f"{name}.json").write_text(json.dumps(run, indent=1) + "\n")
     draw(run["distillation"]["losses"], run["held_out"]["kl"], args.output / f"{name}.png")
