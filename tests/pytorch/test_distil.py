@@ -31,7 +31,7 @@ from dynorm_onnx.pytorch.distil import trainer as trainer_module  # noqa: E402
 from dynorm_onnx.pytorch.distil.basis import learn_bases, usable_bases  # noqa: E402
 from dynorm_onnx.pytorch.distil.hidden import PREFIX, shared_layers, told, with_hidden_outputs  # noqa: E402
 from dynorm_onnx.pytorch.distil.losses import distance, hidden_error, kl, unlikeness  # noqa: E402
-from dynorm_onnx.pytorch.distil.onnx_file import _parameter_names, step_sized  # noqa: E402
+from dynorm_onnx.pytorch.distil.onnx_file import function_initializers, step_sized  # noqa: E402
 from dynorm_onnx.pytorch.distil.optimizer import rate_at, trained_parameters  # noqa: E402
 from dynorm_onnx.pytorch.graph import GraphModule  # noqa: E402
 from dynorm_onnx.pytorch.replace import replace_norms  # noqa: E402
@@ -214,8 +214,9 @@ def test_layers_of_both_modules_are_watched_and_only_while_training(
     assert hidden_of(student, teacher, batches[0]) < 0.5 * hidden_of(blind, teacher, batches[0])
 
 
-@needs_tokenizers
-def test_linear_layers_of_a_file_become_outputs_of_both(tmp_path: Path) -> None:
+@pytest.fixture
+def fitted(tmp_path: Path) -> tuple[ir.Model, ir.Model]:
+    """The shipped model, and as `--method fit` converts it."""
     convert_model(
         BYTE_LLAMA / "byte_llama.onnx", to="dyisru", method="fit", data=BYTE_LLAMA / "held_out.txt", samples=8,
         tokenizer=BYTE_LLAMA / "tokenizer.json", time=False, output=tmp_path / "out.onnx",
@@ -223,6 +224,12 @@ def test_linear_layers_of_a_file_become_outputs_of_both(tmp_path: Path) -> None:
     original, converted = (
         model_io.prepare(model_io.load(path)) for path in (BYTE_LLAMA / "byte_llama.onnx", tmp_path / "out.onnx")
     )
+    return original, converted
+
+
+@needs_tokenizers
+def test_linear_layers_of_a_file_become_outputs_of_both(fitted: tuple[ir.Model, ir.Model]) -> None:
+    original, converted = fitted
     both = with_hidden_outputs(original, converted)
     assert len(both[2]) == 4 * 7 and "logits" not in both[2]  # q, k, v, o, gate, up, down
     assert len(original.graph.outputs) == len(converted.graph.outputs) == 1
@@ -236,21 +243,17 @@ def test_linear_layers_of_a_file_become_outputs_of_both(tmp_path: Path) -> None:
 
 
 @needs_tokenizers
-def test_a_basis_begins_as_none_and_is_learned_with_the_weights(tmp_path: Path) -> None:
+def test_a_basis_begins_as_none_and_is_learned_with_the_weights(fitted: tuple[ir.Model, ir.Model]) -> None:
     """The scale of the norms moves over without a change of outputs; with it training has one matrix more."""
-    convert_model(
-        BYTE_LLAMA / "byte_llama.onnx", to="dyisru", method="fit", data=BYTE_LLAMA / "held_out.txt", samples=8,
-        tokenizer=BYTE_LLAMA / "tokenizer.json", time=False, output=tmp_path / "out.onnx",
-    )  # fmt: skip
-    original, converted = (
-        model_io.prepare(model_io.load(path)) for path in (BYTE_LLAMA / "byte_llama.onnx", tmp_path / "out.onnx")
-    )
+    original, converted = fitted
     norms = lower(original, find_sites(original).sites)
     bases = usable_bases(original.graph, converted.graph, norms)
     assert [basis.channels for basis in bases] == [160]
     assert usable_bases(original.graph, converted.graph, norms[1:]) == (), "a norm that was kept reads the stream too"
+    compared = with_hidden_outputs(original, converted, leave=bases[0].writers)[2]
+    assert len(compared) == 4 * 5, "what writes into the stream has another basis in both"
     student, plain = GraphModule(converted, float_type=torch.float32), GraphModule(converted, float_type=torch.float32)
-    learn_bases(student, bases, _parameter_names(converted.graph))
+    learn_bases(student, bases, function_initializers(converted.graph))
     ids = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 9)))
     with torch.no_grad():
         before, after = plain(input_ids=ids)["logits"].numpy(), student(input_ids=ids)["logits"].numpy()

@@ -81,7 +81,7 @@ def distil_model(
         log.info("%d hidden values are too large to be compared: only the outputs are", len(hidden))
         teacher, trained, hidden = original, converted, ()
     student = GraphModule(trained, float_type=torch.float32)
-    names = _parameter_names(converted.graph)
+    names = function_initializers(converted.graph)
     learn_bases(student, bases, names)
     student.checkpointing = student.activation_bytes(data[0]) > CHECKPOINTING_ABOVE if data else False
     run = distil(
@@ -134,7 +134,7 @@ def hidden_bytes(model: ir.Model, names: Sequence[str], data: Sequence[Mapping[s
     return 2 * 4 * widths * tokens
 
 
-def _parameter_names(graph: ir.Graph) -> dict[str, dict[str, str]]:
+def function_initializers(graph: ir.Graph) -> dict[str, dict[str, str]]:
     """By node: its initializers, by what they are to the function."""
     found: dict[str, dict[str, str]] = {}
     for node in graph:
