@@ -1,7 +1,7 @@
 """Streams whose basis is learned in a distillation: one matrix moves all the weights at a stream together.
 
 What element-wise functions can stand in for depends on how the stream lies to its axes, and no single weight can
-turn it. A basis learned with the weights leaves a third less KL than the weights alone (docs/distil.md).
+turn it. A basis learned with the weights leaves a fifth less KL than the weights alone (docs/distil.md).
 """
 
 from __future__ import annotations
