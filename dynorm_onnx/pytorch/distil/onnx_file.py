@@ -74,7 +74,7 @@ def distil_model(
     Raises what distil() raises, and ModelError for an operator that PyTorch has no counterpart of here.
     """
     data = [{name: array_to_torch(array) for name, array in feeds.items()} for feeds in step_sized(batches)]
-    bases = usable_bases(original.graph, converted.graph, norms) if train == "all" else ()
+    bases = usable_bases(original.graph, norms) if train == "all" else ()
     writers = {name for basis in bases for name in basis.writers}  # what they give has another basis in both
     teacher, trained, hidden = with_hidden_outputs(original, converted, leave=writers)
     if hidden_bytes(trained, hidden, data) > HIDDEN_LIMIT:

@@ -94,8 +94,8 @@ class GraphModule(nn.Module):
         self._bases.append(LearnedBasis(channels, writers, readers))
 
     def bases(self) -> dict[str, nn.Parameter]:
-        """What is learned of each basis, by a name that no initializer has."""
-        return {f"basis {place} ": basis.change for place, basis in enumerate(self._learned_bases())}
+        """What is learned of each basis, by a name of its own."""
+        return {f"basis {place}": basis.change for place, basis in enumerate(self._learned_bases())}
 
     def changed(self) -> list[str]:
         """The initializers that training may change: those that are learned, and those that a basis moves."""

@@ -6,11 +6,8 @@ import numpy as np
 import onnx
 import pytest
 
-from dynorm_onnx.graph import model_io
 from dynorm_onnx.graph.basis import find_bases
-from dynorm_onnx.graph.lower import lower
 from dynorm_onnx.graph.rewrite import set_initializers
-from dynorm_onnx.graph.sites import find_sites
 from tests.builders.convert import lowered
 from tests.shipped import MODEL
 from tests.tolerances import TOLERANCE, relative_error
@@ -46,8 +43,7 @@ def test_weights_are_mixed_along_their_axis_and_mixed_back_where_they_are_read()
 
 def test_a_rotation_of_the_stream_is_nothing_to_rms_norms_of_weight_one() -> None:
     """Of the shipped model: were a writer or a reader missing, or an axis wrong, the outputs would show it."""
-    prepared = model_io.prepare(model_io.load(MODEL))
-    norms = lower(prepared, find_sites(prepared).sites)
+    prepared, norms = lowered(onnx.load(MODEL))
     set_initializers(prepared, {str(norm.node.inputs[1].name): np.ones_like(norm.weight) for norm in norms})
     (basis,) = find_bases(prepared.graph, norms)
     module = GraphModule(prepared)
