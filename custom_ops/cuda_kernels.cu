@@ -21,14 +21,23 @@ __device__ inline float clamp(float t, float limit) { return t > limit ? limit :
 __device__ inline double clamp(double t, double limit) { return t > limit ? limit : t < -limit ? -limit : t; }
 
 __device__ inline float wide(float t) { return t; }
-__device__ inline float divide(float a, float b) { return __fdiv_rn(a, b); }
-__device__ inline float two_over_root(float q) { return 2.0f * __frsqrt_rn(q); }
+// The processor's own approximations, within one (the root: two) units in the last place of normal numbers:
+// correct rounding would take several times as many instructions, with a branch in every division.
+__device__ inline float divide(float a, float b) {
+    float inverse;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(b));
+    return a * inverse;
+}
+__device__ inline float two_over_root(float q) {
+    float inverse;
+    asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(q));
+    return 2.0f * inverse;
+}
 __device__ inline double two_over_root(double q) { return 2.0 / ::sqrt(q); }
 
 template <class Real>
 __device__ inline Real inverse_root(float beta);
-// In float: one thread in a few pays for a double square root, but with one row there is nothing to spread it
-// over.
+// In float: with one row there is nothing to spread a double square root over.
 template <>
 __device__ inline float inverse_root<float>(float beta) {
     return __frsqrt_rn(beta);
@@ -78,6 +87,27 @@ struct alignas(sizeof(T) * width) Pack {
     T values[width];
 };
 
+// `width` values, 16 bytes at a time. A Pack is copied first: of memory that is only referred to, the compiler
+// loads one value at a time.
+template <int width, class T>
+__device__ void load(const T* from, T (&to)[width]) {
+    constexpr int piece = width * sizeof(T) > kBytes ? kBytes / sizeof(T) : width;
+#pragma unroll
+    for (int i = 0; i < width; i += piece) {
+        const auto pack = *reinterpret_cast<const Pack<T, piece>*>(from + i);
+#pragma unroll
+        for (int j = 0; j < piece; ++j) to[i + j] = pack.values[j];
+    }
+}
+
+// A parameter of `width` channels, or the one of all channels.
+template <int width>
+__device__ void load_parameter(const float* from, bool per_channel, size_t channel, float (&to)[width]) {
+    if (per_channel) return load(from + channel, to);
+#pragma unroll
+    for (int i = 0; i < width; ++i) to[i] = *from;
+}
+
 template <class T>
 struct Arguments {
     const T* x;
@@ -88,8 +118,8 @@ struct Arguments {
     const T* bias;
     const float* first;
     const float* second;
-    size_t first_step;  // 0: one parameter for all channels
-    size_t second_step;
+    bool first_per_channel;
+    bool second_per_channel;
     size_t rows;
     size_t packs;  // in a row
 };
@@ -103,13 +133,17 @@ struct ThreadChannels {
     Coefficients<Real> coefficients[width];
 
     __device__ ThreadChannels(const Arguments<T>& a, size_t channel) {
+        T weights[width], biases[width];
+        float first[width], second[width] = {};
+        load(a.weight + channel, weights);
+        load(a.bias + channel, biases);
+        load_parameter(a.first, a.first_per_channel, channel, first);
+        if constexpr (F::parameters > 1) load_parameter(a.second, a.second_per_channel, channel, second);
 #pragma unroll
         for (int i = 0; i < width; ++i) {
-            const size_t c = channel + i;
-            weight[i] = widen(a.weight[c]) / Real(F::factor);
-            bias[i] = widen(a.bias[c]);
-            const float second = F::parameters > 1 ? a.second[c * a.second_step] : 0.0f;
-            coefficients[i] = F::template prepare<Real>(a.first[c * a.first_step], second);
+            weight[i] = widen(weights[i]) / Real(F::factor);
+            bias[i] = widen(biases[i]);
+            coefficients[i] = F::template prepare<Real>(first[i], second[i]);
         }
     }
 
@@ -150,19 +184,22 @@ __global__ void __launch_bounds__(kThreads) elementwise(const Arguments<T> a) {
     const size_t stride = size_t(gridDim.y) * blockDim.y;
     for (size_t row = size_t(blockIdx.y) * blockDim.y + threadIdx.y; row < a.rows;
          row += stride * kRowsAtOnce) {
-        P values[kRowsAtOnce];
+        P values[kRowsAtOnce], added[has_skip ? kRowsAtOnce : 1];
 #pragma unroll
         for (int k = 0; k < kRowsAtOnce; ++k) {
             const size_t at = row + k * stride;
             if (at >= a.rows) break;
             values[k] = x[at * a.packs];
-            if constexpr (has_skip) values[k] = sum(values[k], skip[at * a.packs]);
+            if constexpr (has_skip) added[k] = skip[at * a.packs];
         }
 #pragma unroll
         for (int k = 0; k < kRowsAtOnce; ++k) {
             const size_t at = row + k * stride;
             if (at >= a.rows) break;
-            if constexpr (has_skip) residual[at * a.packs] = values[k];
+            if constexpr (has_skip) {
+                values[k] = sum(values[k], added[k]);
+                residual[at * a.packs] = values[k];
+            }
             y[at * a.packs] = channels.function_of(values[k]);
         }
     }
@@ -202,8 +239,8 @@ const char* launch(const CudaCall& call) {
         static_cast<const T*>(p.bias),
         p.first,
         p.second,
-        size_t(p.first_count != 1),
-        size_t(p.second_count != 1),
+        p.first_count != 1,
+        p.second_count != 1,
         call.rows,
         call.channels / width,
     };
@@ -223,7 +260,9 @@ const char* launch_as_wide_as_aligned(const CudaCall& call) {
     constexpr int width = kBytes / sizeof(T);
     const auto address = [](const void* p) { return reinterpret_cast<uintptr_t>(p); };
     const Tensors& t = call.tensors;
-    const uintptr_t places = address(t.x) | address(t.skip) | address(t.y) | address(t.residual);
+    const RawParameters& p = call.parameters;
+    const uintptr_t places = address(t.x) | address(t.skip) | address(t.y) | address(t.residual) |
+                             address(p.weight) | address(p.bias) | address(p.first) | address(p.second);
     const bool aligned = places % kBytes == 0 && call.channels % width == 0;
     return aligned ? launch<F, T, width>(call) : launch<F, T, 1>(call);
 }

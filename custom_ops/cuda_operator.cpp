@@ -11,6 +11,7 @@ class CudaKernel : public NodeKernel {
 
     void compute(OrtKernelContext* context) const override {
         std::vector<TensorView> tensors;
+        tensors.reserve(op_.inputs() - op_.first_parameter_input());
         for (size_t i = op_.first_parameter_input(); i < op_.inputs(); ++i) {
             tensors.push_back(input(op_, context, i));
         }

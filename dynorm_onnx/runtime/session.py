@@ -49,6 +49,7 @@ def make_session(
     threads: int | None = None,
     spinning: bool = True,
     log_severity: int = _ERROR,
+    provider_options: Mapping[str, str] | None = None,
 ) -> Any:
     """An onnxruntime.InferenceSession that runs on the provider asked for.
 
@@ -62,6 +63,7 @@ def make_session(
         spinning: whether its threads keep their processors busy while they wait for the next operator, which is what
             ONNX Runtime does by itself. Not for a session whose runs take turns with other work on the processor.
         log_severity: the least severity that ONNX Runtime itself writes to stderr (2 warnings, 3 errors).
+        provider_options: options of the provider, as ONNX Runtime names them ({"use_tf32": "0"}).
 
     Raises:
         UsageError: no ONNX Runtime is installed, an argument is out of range, or kernels=True and the
@@ -86,7 +88,9 @@ def make_session(
         options.add_session_config_entry(_WEIGHTS_FOLDER, str(source.weights_folder))
     try:
         # Without enable_fallback=0 a failure is printed to stdout and tried again on the CPU.
-        made = ort.InferenceSession(source.content, options, providers=list(PROVIDERS[provider]), enable_fallback=0)
+        first, *rest = PROVIDERS[provider]
+        providers = [(first, dict(provider_options or {})), *rest]
+        made = ort.InferenceSession(source.content, options, providers=providers, enable_fallback=0)
     except Exception as error:  # ONNX Runtime's exceptions have no common base class
         raise ModelError(f"ONNX Runtime cannot load {source.name}: {first_line(error)}") from error
     if source.temporary is not None:

@@ -85,6 +85,7 @@ def model_of(
     with_body: bool = False,
     shape: tuple[int | str | None, ...] | None = None,
     constants: bool = True,
+    casts: bool = True,
 ) -> onnx.ModelProto:
     """A model of this node alone, between casts from and to a type that numpy has.
 
@@ -93,8 +94,11 @@ def model_of(
         with_body: carry the function body, so that the model also runs without the library.
         shape: the declared shape of x and skip; two symbolic axes and the channels where it is None.
         constants: the parameters are initializers; otherwise they are inputs of the model.
+        casts: False leaves the casts out: inputs and outputs have the node's type.
     """
-    outer, inner = ONNX_TYPE[node.outer_type], ONNX_TYPE[node.dtype]
+    inner = ONNX_TYPE[node.dtype]
+    outer = ONNX_TYPE[node.outer_type] if casts else inner
+    ending = "_inner" if casts else ""
     shape = shape or ("batch", "sequence", node.channels)
     streams = ["x", "skip"] if node.skip else ["x"]
     results = ["y", "residual"] if node.skip else ["y"]
@@ -107,17 +111,12 @@ def model_of(
             )
             for name in parameters
         ]
+    into = [helper.make_node("Cast", [name], [f"{name}_inner"], to=inner) for name in streams]
+    out = [helper.make_node("Cast", [f"{name}_inner"], [name], to=outer) for name in results]
+    operands = [*(f"{name}{ending}" for name in streams), *parameters]
+    one = helper.make_node(node.op_type, operands, [f"{name}{ending}" for name in results], domain=DOMAIN)
     graph = helper.make_graph(
-        [
-            *(helper.make_node("Cast", [name], [f"{name}_inner"], to=inner) for name in streams),
-            helper.make_node(
-                node.op_type,
-                [*(f"{name}_inner" for name in streams), *parameters],
-                [f"{name}_inner" for name in results],
-                domain=DOMAIN,
-            ),
-            *(helper.make_node("Cast", [f"{name}_inner"], [name], to=outer) for name in results),
-        ],
+        [*into, one, *out] if casts else [one],
         "one_node",
         inputs,
         [helper.make_tensor_value_info(name, outer, None) for name in results],
