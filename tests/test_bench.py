@@ -13,7 +13,7 @@ from onnx import numpy_helper, parser
 from dynorm_onnx.bench.__main__ import main
 from dynorm_onnx.bench.models import _batches, make_untrained
 from dynorm_onnx.bench.operators import COPY, LAYER_NORM, RMS_NORM, OperatorModel
-from dynorm_onnx.bench.ops import OpsGrid, bench_ops
+from dynorm_onnx.bench.ops import OpsGrid, _is_whole, bench_ops
 from dynorm_onnx.calibration.data.signature import signature
 from dynorm_onnx.errors import UsageError
 from dynorm_onnx.functions import REGISTRY
@@ -90,6 +90,9 @@ def test_inputs_are_never_zeros() -> None:
     assert all(np.count_nonzero(array) == array.size for array in feeds.values())
     assert all(array.ctypes.data % 64 == 0 for array in feeds.values()), "as ONNX Runtime's own lie"
     assert not np.array_equal(feeds["x"], feeds["skip"])
+    large = OperatorModel(channels=1000, dtype="bfloat16", skip=False, chain=1).feeds(3, 500)["x"]
+    assert large.shape == (3, 500, 1000) and np.count_nonzero(large) == large.size
+    assert np.array_equal(large.reshape(-1)[2**20 :], large.reshape(-1)[: large.size - 2**20]), "drawn once, repeated"
 
 
 def test_every_cell_of_the_grid_has_every_operator() -> None:
@@ -117,6 +120,16 @@ def test_a_kernel_row_is_measured_on_the_kernel(skip: bool) -> None:
     assert "dynorm" not in {node.domain for node in inlined}
 
 
+def test_a_norm_that_is_taken_apart_is_no_baseline() -> None:
+    """LayerNormalization is a function of standard operators where a provider has no kernel for it."""
+    model = OperatorModel(8, "float32", False, 2).baseline(LAYER_NORM)
+    made = make_session(model)
+    if placement(made) is None:
+        pytest.skip("this ONNX Runtime does not tell")
+    assert _is_whole(made, model)
+    assert not _is_whole(make_session(OperatorModel(8, "float32", False, 2).baseline(COPY)), model)
+
+
 def test_a_type_without_baseline_has_no_ratio() -> None:
     grid = OpsGrid(rows=((1, 1),), channels=(8,), dtypes=("bfloat16",), skips=(False,), chains=(1,))
     rows = {row.operator: row for row in bench_ops(grid, threads=1, seconds=1e-6)}
@@ -139,6 +152,8 @@ def test_ops_as_table_json_and_picture(capsys, tmp_path: Path) -> None:
     assert main(OPS) == 0
     table = capsys.readouterr().out
     assert "vs RMSNorm" in table and "SkipDyISRU body" in table
+    assert main([*OPS, "--chain", "3", "--json"]) == 0
+    assert {row["chain"] for row in json.loads(capsys.readouterr().out)["rows"]} == {3}
 
 
 def test_a_model_in_its_variants(capsys, tmp_path: Path) -> None:
@@ -220,6 +235,8 @@ def test_wrong_use(capsys, tmp_path: Path, monkeypatch) -> None:
     path = tmp_path / "lm.onnx"
     onnx.save(language_model(), path)
     assert main(["model", str(path), *FAST]) == 3, "a model without a norm"
+    assert main([*OPS, "--cuda-graph"]) == 2
+    assert "--cuda-graph needs --provider cuda" in capsys.readouterr().err
     for bad in (["--rows", "8"], ["--seconds", "-1"], ["--channels", "0"], ["--dtype", "int8"]):
         with pytest.raises(SystemExit) as error:
             main(["ops", *bad])

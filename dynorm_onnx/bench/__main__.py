@@ -19,7 +19,7 @@ from dynorm_onnx.bench.ops import OpsGrid, bench_ops
 from dynorm_onnx.bench.plot import plot_model, plot_ops
 from dynorm_onnx.bench.show import as_json, print_model, print_ops
 from dynorm_onnx.config import OPTIMIZE
-from dynorm_onnx.errors import DynormError
+from dynorm_onnx.errors import DynormError, UsageError
 from dynorm_onnx.functions import REGISTRY
 from dynorm_onnx.plotting import require_matplotlib
 from dynorm_onnx.runtime.session import PROVIDERS
@@ -50,11 +50,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _ops(options: argparse.Namespace) -> None:
+    if options.cuda_graph and options.provider != "cuda":
+        raise UsageError(f"--cuda-graph needs --provider cuda, not {options.provider}")
     base = QUICK_OPS if options.quick else OpsGrid()
     grid = OpsGrid(
         rows=tuple(options.rows or base.rows),
         channels=tuple(options.channels or base.channels),
         dtypes=tuple(options.dtype or base.dtypes),
+        chains=tuple(options.chain or base.chains),
     )
     rows = _collect(
         bench_ops(
@@ -62,10 +65,12 @@ def _ops(options: argparse.Namespace) -> None:
             provider=options.provider,
             threads=options.threads,
             seconds=options.seconds or (QUICK_SECONDS if options.quick else OPS_SECONDS),
+            cuda_graph=options.cuda_graph,
         )
     )
     if options.json:
-        print(json.dumps(as_json("ops", rows, provider=options.provider, threads=options.threads)))
+        shown = as_json("ops", rows, provider=options.provider, threads=options.threads)
+        print(json.dumps(shown | {"cuda_graph": options.cuda_graph}))
     else:
         print_ops(rows, _stdout())
     if options.plot:
@@ -121,6 +126,10 @@ def _parser() -> argparse.ArgumentParser:
     ops.set_defaults(bench=_ops)
     ops.add_argument("--dtype", nargs="+", choices=list(ELEMENT_TYPES), help="default: float32")
     ops.add_argument("--channels", nargs="+", type=_positive, metavar="C", help="default: 768 2048 4096")
+    ops.add_argument("--chain", nargs="+", type=_positive, metavar="N", help="operators in a row; default: 1 12")
+    ops.add_argument(
+        "--cuda-graph", action="store_true", help="on cuda: launch the operators of a run together, as a captured graph"
+    )
     model = kinds.add_parser("model", help="a model in its four variants, prefill and one-token decode")
     model.set_defaults(bench=_model)
     model.add_argument(

@@ -20,6 +20,7 @@ from dynorm_onnx.functions import DOMAIN, DOMAIN_VERSION, REGISTRY, Function, No
 OPSET = 17  # the first with LayerNormalization
 _IR_VERSION = 8
 _CACHE_LINE = 64  # bytes
+_DRAWN = 2**20  # random numbers of an input; a larger one repeats them
 _MICROSOFT = "com.microsoft"
 
 RMS_NORM, LAYER_NORM, COPY = "RMSNorm", "LayerNorm", "copy"
@@ -74,7 +75,8 @@ class OperatorModel:
         shape = (batch, length, self.channels)
         dtype = helper.tensor_dtype_to_np_dtype(ELEMENT_TYPES[self.dtype])
         names = ("x", "skip") if self.skip else ("x",)
-        return {name: _at_cache_line(rng.standard_normal(shape, np.float32).astype(dtype)) for name in names}
+        drawn = {name: rng.standard_normal(min(math.prod(shape), _DRAWN), np.float32).astype(dtype) for name in names}
+        return {name: _at_cache_line(np.resize(values, shape)) for name, values in drawn.items()}
 
 
 def _at_cache_line(array: np.ndarray) -> np.ndarray:

@@ -8,9 +8,12 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
+import onnx
+
 from dynorm_onnx.bench.operators import COPY, LAYER_NORM, RMS_NORM, OperatorModel
-from dynorm_onnx.errors import ModelError
+from dynorm_onnx.errors import ModelError, ProviderError
 from dynorm_onnx.functions import REGISTRY
+from dynorm_onnx.runtime.placement import placement
 from dynorm_onnx.runtime.session import Provider, has_kernels, make_session
 from dynorm_onnx.runtime.timing import time_variants
 
@@ -55,15 +58,21 @@ class OpsRow:
 
 
 def bench_ops(
-    grid: OpsGrid, *, provider: Provider = "cpu", threads: int | None = None, seconds: float = 0.3
+    grid: OpsGrid,
+    *,
+    provider: Provider = "cpu",
+    threads: int | None = None,
+    seconds: float = 0.3,
+    cuda_graph: bool = False,
 ) -> Iterator[OpsRow]:
     """Measure every cell of the grid; rows come as they are measured.
 
     Operators that ONNX Runtime has no kernel for in a type (bfloat16 on the CPU, mostly) have no row, nor
-    have our kernels where no custom-op library is installed.
+    have our kernels where no custom-op library is installed. With `cuda_graph`, the operators of a run are
+    launched together, as one captured graph: what they cost without the time it takes to launch them one by one.
     """
     for model in grid.models():
-        sessions = _sessions(model, provider, threads)
+        sessions = _sessions(model, provider, threads, cuda_graph)
         for batch, length in grid.rows:
             feeds = model.feeds(batch, length)
             timings = {t.variant: t for t in time_variants(sessions, feeds, provider=provider, seconds=seconds)}
@@ -75,18 +84,41 @@ def bench_ops(
                 yield OpsRow(name, *cell, timing.median_ms, timing.p10_ms, timing.p90_ms, *ratios)
 
 
-def _sessions(model: OperatorModel, provider: Provider, threads: int | None) -> dict[str, Any]:
+def _sessions(model: OperatorModel, provider: Provider, threads: int | None, cuda_graph: bool) -> dict[str, Any]:
+    options = _provider_options(provider, cuda_graph)
+
+    def session(proto: onnx.ModelProto, *, kernels: bool = False) -> Any:
+        return make_session(proto, provider=provider, kernels=kernels, threads=threads, provider_options=options)
+
     sessions = {}
     for name in BASELINES:
+        proto = model.baseline(name)
         try:
-            proto = model.baseline(name)
-            sessions[name] = make_session(proto, provider=provider, kernels=False, threads=threads)
-        except ModelError as error:
+            made = session(proto)
+        except (ModelError, ProviderError) as error:  # no kernel at all, or one on another provider only
             log.info("no %s in %s on %s: %s", name, model.dtype, provider, error)
+            continue
+        if _is_whole(made, proto):
+            sessions[name] = made
+        else:
+            log.info("no %s in %s on %s: it was taken apart", name, model.dtype, provider)
     for name, function in REGISTRY.items():
         op_type = function.skip_op_type if model.skip else function.op_type
         proto = model.function(name)
-        sessions[f"{op_type} {BODY}"] = make_session(proto, provider=provider, kernels=False, threads=threads)
+        sessions[f"{op_type} {BODY}"] = session(proto)
         if has_kernels(provider):
-            sessions[f"{op_type} {KERNEL}"] = make_session(proto, provider=provider, kernels=True, threads=threads)
+            sessions[f"{op_type} {KERNEL}"] = session(proto, kernels=True)
     return sessions
+
+
+def _provider_options(provider: Provider, cuda_graph: bool) -> dict[str, str]:
+    """On CUDA, memory as it is needed: sessions that keep twice of it would not fit beside each other."""
+    if provider != "cuda":
+        return {}
+    return {"arena_extend_strategy": "kSameAsRequested"} | ({"enable_cuda_graph": "1"} if cuda_graph else {})
+
+
+def _is_whole(session: Any, model: onnx.ModelProto) -> bool:
+    """Whether the model's operators run as they are: LayerNormalization, itself a function, can be inlined."""
+    nodes = placement(session)
+    return nodes is None or {node.op_type for node in model.graph.node} <= {node.op_type for node in nodes}

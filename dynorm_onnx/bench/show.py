@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import os
 import platform
+import subprocess
 from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
@@ -27,7 +28,12 @@ def as_json(benchmark: str, rows: Rows, *, provider: str, threads: int | None) -
         "benchmark": benchmark,
         "provider": provider,
         "threads": threads,
-        "machine": {"processor": processor(), "cores": os.cpu_count(), "system": platform.system()},
+        "machine": {
+            "processor": processor(),
+            "cores": os.cpu_count(),
+            "system": platform.system(),
+            "gpu": graphics_processor() if provider == "cuda" else None,
+        },
         "versions": {
             "dynorm-onnx": _version("dynorm-onnx"),
             "onnxruntime": onnxruntime().__version__,
@@ -94,6 +100,15 @@ def processor() -> str:
     except OSError:
         names = []
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def graphics_processor() -> str | None:
+    """The first GPU's name and driver, as NVIDIA's tool gives them; None where it is not there."""
+    command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader", "--id=0"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
 
 
 def _table(title: str, left: Sequence[str], right: Sequence[str]) -> Table:

@@ -12,12 +12,15 @@ import numpy as np
 
 from dynorm_onnx.errors import DataError, ModelError, UsageError
 from dynorm_onnx.runtime.arrays import Feeds, feed_value, first_line
+from dynorm_onnx.runtime.library import onnxruntime
 
 _WARM_UP_RUNS = 3
 _LEAST_ROUNDS = 5
 _BURST_SECONDS = 0.05
 _SPIN_SECONDS = 0.05  # for how long worker threads wait for more work before they sleep: 25 to 30 ms were measured
 _LONGEST_BURST = 200
+_GRAPH_ID, _NO_GRAPH = "gpu_graph_id", "-1"  # ONNX Runtime's run option: which captured CUDA graph a run belongs to
+_graph_ids = itertools.count(1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,33 +45,48 @@ class Timing:
         return dataclasses.asdict(self)
 
 
-def bind(session: Any, feeds: Feeds, provider: str = "cpu") -> Callable[[], None]:
+def bind(session: Any, feeds: Mapping[str, Any], provider: str = "cpu") -> Callable[[], None]:
     """A function that runs the session once on these feeds.
 
     Inputs lie on the provider's device and the outputs of the first run are written over by those that
-    follow: what is timed is neither copying nor allocating. Feeds that the model has no input for are
-    not used. Raises DataError where an input has no feed, ModelError where the model fails.
+    follow: what is timed is neither copying nor allocating. A run ends when the device has finished. Feeds are
+    arrays, or OrtValues that lie on the device already; those that the model has no input for are not used. In a
+    session with the provider option enable_cuda_graph, the function's runs replay a graph of their own.
+
+    Raises DataError where an input has no feed, ModelError where the model fails.
     """
     binding = session.io_binding()
+    values: dict[str, Any] = {}
     for name in (value.name for value in session.get_inputs()):
         if name not in feeds:
             raise DataError(f"input {name!r} of the model to be timed has no feed")
-        binding.bind_ortvalue_input(name, feed_value(feeds[name], provider))
+        feed = feeds[name]
+        values[name] = feed_value(feed, provider) if isinstance(feed, np.ndarray) else feed
+        binding.bind_ortvalue_input(name, values[name])
     names = [output.name for output in session.get_outputs()]
     for name in names:
         binding.bind_output(name, provider)
     try:
-        session.run_with_iobinding(binding)
+        session.run_with_iobinding(binding, _run_options(_NO_GRAPH))
     except Exception as error:  # ONNX Runtime's exceptions have no common base class
         raise ModelError(f"the model cannot be timed, for it fails: {first_line(error)}") from error
     for name, value in zip(names, binding.get_outputs(), strict=True):
         if value.is_tensor():
             binding.bind_ortvalue_output(name, value)
 
-    def run() -> None:
-        session.run_with_iobinding(binding)
+    options = _run_options(str(next(_graph_ids)))
+
+    def run(_kept: object = values) -> None:  # a binding does not keep the memory of arrays alive
+        session.run_with_iobinding(binding, options)
 
     return run
+
+
+def _run_options(graph: str) -> Any:
+    """Options of runs that capture or replay the CUDA graph of this number; sessions without graphs ignore it."""
+    options = onnxruntime().RunOptions()
+    options.add_run_config_entry(_GRAPH_ID, graph)
+    return options
 
 
 def time_variants(
@@ -81,10 +99,11 @@ def time_variants(
     """Time sessions against each other.
 
     The variants take turns, so that a machine that slows down or speeds up meanwhile does so for all of
-    them, and each round starts with another one. A turn is a burst of runs of about 50 ms, each timed by
-    itself; the first run of a burst pays for the caches that the variant before it left behind, and is
-    dropped where the burst has more than one. After a turn, a pause lets the variant's worker threads go
-    to sleep: they spin for a while after each run, and would take the cores from the next variant.
+    them, and each round starts with another one. A turn is a burst of runs of about 50 ms (less where
+    `seconds` leaves less), each timed by itself; the first run of a burst pays for the caches that the
+    variant before it left behind, and is dropped where the burst has more than one. After a turn, a pause
+    lets the variant's worker threads go to sleep: they spin for a while after each run, and would take the
+    cores from the next variant.
 
     Args:
         variants: onnxruntime.InferenceSessions by name.
@@ -97,8 +116,10 @@ def time_variants(
     """
     if not seconds > 0:
         raise UsageError(f"seconds must be above 0, not {seconds}")
-    runs = {name: bind(session, feeds, provider) for name, session in variants.items()}
-    bursts = {name: _burst_length(run) for name, run in runs.items()}
+    values = {name: feed_value(array, provider) for name, array in feeds.items()}  # one copy on the device for all
+    runs = {name: bind(session, values, provider) for name, session in variants.items()}
+    burst_seconds = min(_BURST_SECONDS, seconds / _LEAST_ROUNDS)
+    bursts = {name: _burst_length(run, burst_seconds) for name, run in runs.items()}
     measured: dict[str, list[float]] = {name: [] for name in runs}
     names = list(runs)
     end = time.perf_counter() + seconds * len(runs)
@@ -113,13 +134,13 @@ def time_variants(
     return tuple(Timing.of(name, provider, times) for name, times in measured.items())
 
 
-def _burst_length(run: Callable[[], None]) -> int:
-    """Runs that take about _BURST_SECONDS, told by the last of a few to warm up."""
+def _burst_length(run: Callable[[], None], seconds: float) -> int:
+    """Runs that take about so many seconds, told by the last of a few to warm up."""
     for _ in range(_WARM_UP_RUNS):
         start = time.perf_counter()
         run()
         taken = time.perf_counter() - start
-    return int(min(max(_BURST_SECONDS / max(taken, 1e-9), 1), _LONGEST_BURST))
+    return int(min(max(seconds / max(taken, 1e-9), 1), _LONGEST_BURST))
 
 
 def _has_workers(session: Any) -> bool:

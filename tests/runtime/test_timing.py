@@ -10,6 +10,7 @@ import pytest
 
 from dynorm_onnx.errors import DataError, UsageError
 from dynorm_onnx.runtime import timing
+from dynorm_onnx.runtime.arrays import feed_value
 from dynorm_onnx.runtime.session import make_session
 from dynorm_onnx.runtime.timing import Timing, bind, time_variants
 from tests.runtime.models import bfloat16_scale, linear
@@ -34,7 +35,7 @@ def test_variants_come_back_in_order_with_runs() -> None:
 def test_every_variant_starts_a_round_in_turn(monkeypatch) -> None:
     order: list[str] = []
     monkeypatch.setattr(timing, "bind", lambda name, feeds, provider: lambda: order.append(name))
-    monkeypatch.setattr(timing, "_burst_length", lambda run: 1)
+    monkeypatch.setattr(timing, "_burst_length", lambda run, seconds: 1)
     monkeypatch.setattr(timing, "_has_workers", lambda session: False)
     time_variants({name: name for name in "abc"}, X, seconds=1e-9)
     assert "".join(order[:12]) == "abcbcacababc"
@@ -60,6 +61,10 @@ def test_bound_runs_of_bfloat16(provider: str) -> None:
     run = bind(session, {"x": x, "s": np.array(2, ml_dtypes.bfloat16)}, provider)
     run()
     run()
+
+
+def test_bound_inputs_may_lie_on_the_device_already() -> None:
+    bind(SESSION, {"x": feed_value(X["x"]), "more": feed_value(X["x"])})()
 
 
 def test_an_input_without_feed_and_bad_seconds() -> None:
