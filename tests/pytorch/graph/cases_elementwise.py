@@ -23,6 +23,7 @@ UNARY += [Case(op, [POSITIVE]) for op in ("Log", "Sqrt")]
 UNARY += [Case(op, [SMALL]) for op in ("Acos", "Asin", "Tan", "HardSigmoid")]
 UNARY += [Case(op, [AWAY * 3], gradient=False) for op in ("Ceil", "Floor", "Round", "Sign")]
 UNARY += [Case(op, [WITH_NAN], gradient=False) for op in ("IsNaN", "IsInf")]
+UNARY += [Case("IsNaN", [X], gradient=False)]
 UNARY += [
     Case("IsInf", [WITH_NAN], {"detect_positive": 0}, gradient=False, tag="negative"),
     Case("Not", [TRUTH]),

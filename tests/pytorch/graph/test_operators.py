@@ -6,6 +6,7 @@ import dataclasses
 
 import ml_dtypes
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
@@ -90,3 +91,31 @@ def test_half_precision_is_rounded_as_in_onnxruntime(case: Case) -> None:
     for one, other in zip(expected, half.in_pytorch(), strict=True):
         assert one.dtype == other.dtype
         assert relative_error(other, one) < TOLERANCE["float16"] * 2
+
+
+@pytest.mark.parametrize("hidden", [False, True], ids=["none hidden", "one token sees none"])
+def test_the_guard_of_exported_attention_keeps_values_and_gradients(hidden: bool) -> None:
+    """Where(IsNaN(p), 0, p) behind a Softmax: IsNaN answers for all at once where there is none."""
+    proto = onnx.parser.parse_model("""
+        <ir_version: 10, opset_import: ["": 20]>
+        guard (float[2, 3, 5] scores, float[3, 5] mask) => (float[2, 3, 5] y) <float zero = {0}> {
+            shown = Add(scores, mask)
+            p = Softmax(shown)
+            none = IsNaN(p)
+            y = Where(none, zero, p)
+        }""")
+    rng = np.random.default_rng(5)
+    feeds = {"scores": rng.standard_normal((2, 3, 5)).astype(np.float32), "mask": np.zeros((3, 5), np.float32)}
+    if hidden:
+        feeds["mask"][1] = -np.inf
+    tensors = {name: torch.from_numpy(array).requires_grad_(name == "scores") for name, array in feeds.items()}
+    y = GraphModule(ir.from_proto(proto))(**tensors)["y"]
+    assert relative_error(y.detach().numpy(), run_ort(proto, feeds)[0]) < TOLERANCE["float32"]
+    shown = [row for row in range(3) if not (hidden and row == 1)]
+    direction = torch.from_numpy(rng.standard_normal((2, 3, 5)).astype(np.float32))
+    (y[:, shown] * direction[:, shown]).sum().backward()
+    gradient = tensors["scores"].grad[:, shown].double()
+    p = torch.softmax(torch.from_numpy(feeds["scores"][:, shown]).double(), -1)
+    g = direction[:, shown].double()
+    wanted = p * (g - (p * g).sum(-1, keepdim=True))
+    assert relative_error(gradient.numpy(), wanted.numpy()) < TOLERANCE["float32"] * 4
