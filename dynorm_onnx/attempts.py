@@ -12,7 +12,7 @@ from dynorm_onnx.calibration.data import CalibrationData
 from dynorm_onnx.calibration.norms import Calibrated, calibrate_norms
 from dynorm_onnx.calibration.reconstruct import reconstruct
 from dynorm_onnx.config import ConvertConfig
-from dynorm_onnx.distillation import distil_calibrated, reconstruction_batches
+from dynorm_onnx.distillation import begins_fitted, distil_calibrated, reconstruction_batches
 from dynorm_onnx.folding import weights_folded
 from dynorm_onnx.functions import REGISTRY
 from dynorm_onnx.graph import model_io
@@ -23,11 +23,7 @@ from dynorm_onnx.progress import StepClock
 from dynorm_onnx.runtime.pieces import open_model
 from dynorm_onnx.runtime.validate import Validation, validate
 
-METHODS: dict[str, Callable[..., Calibrated]] = {
-    "reconstruct": reconstruct,
-    "fit": calibrate_norms,
-    "distil": reconstruct,  # that is what it begins with
-}
+METHODS: dict[str, Callable[..., Calibrated]] = {"reconstruct": reconstruct, "fit": calibrate_norms}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +47,11 @@ def attempt(
     calibrated = None
     if config.to != "rmsnorm" and data is not None:
         with clock.step("calibrate") as advance:
-            batches = reconstruction_batches(data) if config.method == "distil" else data.calibration
-            calibrated = METHODS[config.method](lowered, norms, REGISTRY[config.to], batches, advance)
+            method, batches = config.method, data.calibration
+            if method == "distil":
+                fitted = not config.is_bounded and begins_fitted(lowered, norms, config.train)
+                method, batches = "fit" if fitted else "reconstruct", reconstruction_batches(data)
+            calibrated = METHODS[method](lowered, norms, REGISTRY[config.to], batches, advance)
     with clock.step("rewrite"):
         converted = rewritten(config, lowered, norms, calibrated)
     with clock.step("validate"):

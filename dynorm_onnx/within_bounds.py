@@ -33,7 +33,7 @@ def within_bounds(
     def without(kept: frozenset[str]) -> Attempt:
         return attempt(config, lowered, [norm for norm in norms if norm.site_name not in kept], data, clock)
 
-    if config.max_kl is None and config.max_error is None:
+    if not config.is_bounded:
         return Met(without(frozenset()), {})
     met = keep_costliest(
         without,

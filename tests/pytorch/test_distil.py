@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from dynorm_onnx.distillation import begins_fitted
 from dynorm_onnx.errors import DataError, UsageError
 from dynorm_onnx.graph import model_io
 from dynorm_onnx.graph.lower import lower
@@ -263,12 +264,29 @@ def test_a_basis_begins_as_none_and_is_learned_with_the_weights(fitted: tuple[ir
     assert not more & {t.name for t in trained_parameters(student, "norms")}
 
 
-def test_batches_are_cut_to_the_size_of_a_step() -> None:
-    ids = np.arange(8 * 256).reshape(8, 256)
-    cut = list(step_sized([{"ids": ids, "mask": ids > 5}, {"ids": ids[:1, :7]}, {"ids": ids, "scale": np.ones(1)}]))
-    assert [feeds["ids"].shape for feeds in cut] == [(2, 256)] * 4 + [(1, 7), (8, 256)]
-    assert np.array_equal(np.concatenate([feeds["ids"] for feeds in cut[:4]]), ids)
-    assert np.array_equal(cut[1]["mask"], ids[2:4] > 5)
+def test_training_begins_with_the_fit_where_a_basis_is_learned() -> None:
+    model = model_io.prepare(model_io.load(BYTE_LLAMA / "byte_llama.onnx"))
+    norms = lower(model, find_sites(model).sites)
+    assert begins_fitted(model, norms, "all")
+    assert not begins_fitted(model, norms, "norms")
+    assert not begins_fitted(model, norms[1:], "all"), "a norm that was kept reads the stream too"
+
+
+def test_rows_of_all_batches_are_mixed_and_cut_to_the_size_of_a_step() -> None:
+    ids = np.arange(48 * 256).reshape(48, 256)
+    batches = [{"ids": rows, "mask": rows % 7} for rows in np.split(ids, 3)]
+    short, scaled, image = {"ids": ids[:1, :7]}, {"ids": ids, "scale": np.ones(1)}, {"pixels": np.ones((2, 3), "f4")}
+    cut = step_sized([*batches, short, scaled, image], seed=1)
+    steps = [feeds for feeds in cut if "mask" in feeds]
+    assert [feeds["ids"].shape for feeds in steps] == [(8, 256)] * 6
+    rows = np.concatenate([feeds["ids"] for feeds in steps])
+    assert np.array_equal(np.sort(rows[:, 0]), ids[:, 0]) and np.abs(np.diff(rows[:, 0])).min() > 0
+    assert sum(len({int(row) // 16 for row in feeds["ids"][:, 0] // 256}) > 1 for feeds in steps) == 6
+    assert all(np.array_equal(feeds["mask"], feeds["ids"] % 7) for feeds in steps)
+    others = [feeds for feeds in cut if "mask" not in feeds]
+    assert len(others) == 3 and any(feeds is scaled for feeds in others) and any(feeds is image for feeds in others)
+    again = step_sized(batches, seed=1)
+    assert all(np.array_equal(one["ids"], other["ids"]) for one, other in zip(steps, again, strict=True))
 
 
 def test_rates_rise_and_fall() -> None:
@@ -293,7 +311,7 @@ def test_the_command_distils_and_writes_the_weights_back(text: Path, tmp_path: P
         max_length=64, tokenizer=BYTE_LLAMA / "tokenizer.json", time=False, output=output,
     ).as_dict()  # fmt: skip
     run = report["distillation"]
-    assert (run["steps"], run["train"], run["tokens"]) == (48, "all", 48 * 8 * 64)
+    assert (run["steps"], run["train"], run["tokens"]) == (48, "all", 48 * 24 * 64)
     assert run["losses"][-1]["loss"] < 0.7 * run["losses"][0]["loss"]
     assert not list(tmp_path.glob("*.pt")), "the checkpoint of a finished run is of no use"
     before, after = (ir.load(path).graph.initializers for path in (BYTE_LLAMA / "byte_llama.onnx", output))

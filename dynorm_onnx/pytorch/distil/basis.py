@@ -20,8 +20,8 @@ from dynorm_onnx.pytorch.graph import GraphModule
 log = logging.getLogger(__name__)
 
 LARGEST = 1024
-"""Channels of a stream up to which its basis is learned. To multiply a basis of C channels out takes C / 512 of what
-the products of a step of 512 tokens take."""
+"""Channels of a stream up to which its basis is learned. To multiply a basis of C channels out takes C / 2,048 of what
+the products of a step of 2,048 tokens take."""
 
 SMALLEST_WEIGHT = 1e-3
 """Of a norm, relative to its largest: a channel with less keeps its weight behind the function."""
@@ -53,7 +53,7 @@ def learn_bases(student: GraphModule, bases: Sequence[StreamBasis], functions: M
     """
     for basis in bases:
         for norm, readers in basis.read.items():
-            scale = _scale(norm.weight)
+            scale = norm_scale(norm.weight)
             for role in ("weight", "bias"):
                 _multiply(student.parameter(functions[str(norm.node.name)][role]), 1 / scale, 0)
             for name in readers:
@@ -61,7 +61,8 @@ def learn_bases(student: GraphModule, bases: Sequence[StreamBasis], functions: M
         student.learn_basis(basis.channels, basis.writers, basis.readers)
 
 
-def _scale(weight: np.ndarray) -> np.ndarray:
+def norm_scale(weight: np.ndarray) -> np.ndarray:
+    """What of a norm's weight [C] can move into the layers behind it, float64: not where there is next to none."""
     large = np.abs(weight) >= SMALLEST_WEIGHT * np.abs(weight).max()
     return np.where(large, weight, 1.0).astype(np.float64)
 

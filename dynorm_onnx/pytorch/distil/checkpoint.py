@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,18 @@ class RunState:
 
 
 def save_checkpoint(
-    path: Path, arguments: dict[str, Any], state: RunState, trained: list[Trained], optimizer: torch.optim.Optimizer
+    path: Path,
+    arguments: dict[str, Any],
+    state: RunState,
+    trained: Sequence[Trained],
+    optimizers: Sequence[torch.optim.Optimizer],
 ) -> None:
     """Writes the file whole or not at all."""
     content = {
         "arguments": arguments,
         "state": dataclasses.asdict(state),
         "parameters": {t.name: t.parameter.detach() for t in trained},
-        "optimizer": optimizer.state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
     }
     temporary = path.with_name(f".{path.name}.partial")
     try:
@@ -42,9 +47,9 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    path: Path, arguments: dict[str, Any], trained: list[Trained], optimizer: torch.optim.Optimizer
+    path: Path, arguments: dict[str, Any], trained: Sequence[Trained], optimizers: Sequence[torch.optim.Optimizer]
 ) -> RunState:
-    """The state of an interrupted run, its parameters and optimiser put in place; a new one without a file.
+    """The state of an interrupted run, its parameters and optimisers put in place; a new one without a file.
 
     Raises UsageError where the file is of a run with other arguments, or no checkpoint.
     """
@@ -52,7 +57,7 @@ def load_checkpoint(
         return RunState()
     try:
         content = torch.load(path, weights_only=True, map_location="cpu")
-        theirs, saved = content["arguments"], content["parameters"]
+        theirs, saved, states = content["arguments"], content["parameters"], content["optimizers"]
     except Exception as error:  # torch raises whatever the damage leads to
         raise UsageError(f"{path} is no checkpoint of a distillation: {error}") from error
     different = sorted(key for key in arguments if theirs.get(key) != arguments[key])
@@ -62,6 +67,7 @@ def load_checkpoint(
     with torch.no_grad():
         for t in trained:
             t.parameter.copy_(saved[t.name])
-    optimizer.load_state_dict(content["optimizer"])
+    for optimizer, kept in zip(optimizers, states, strict=True):
+        optimizer.load_state_dict(kept)
     state = dict(content["state"])
     return RunState(**{**state, "losses": [(int(step), float(loss)) for step, loss in state["losses"]]})

@@ -11,6 +11,7 @@ from typing import Any
 
 import onnx_ir as ir
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from dynorm_onnx.graph.linear import find_linear_layers
 from dynorm_onnx.graph.model_io import clone
@@ -20,17 +21,22 @@ PREFIX = "hidden:"
 """Before the path of a layer, where its value is among a module's outputs."""
 
 
-def shared_layers(student: nn.Module, teacher: Any) -> list[str]:
-    """Paths of the modules with a weight matrix that both have, of one shape; none if the teacher is no module."""
+def shared_layers(student: nn.Module, teacher: Any, leave: Collection[str] = ()) -> list[str]:
+    """Paths of the modules with a weight matrix that both have, of one shape; none if the teacher is no module.
+
+    `leave` are paths that are left out.
+    """
     if not isinstance(teacher, nn.Module):
         return []
     matrices = {path: _matrix_shape(module) for path, module in teacher.named_modules()}
     return [path for path, module in student.named_modules() if (found := _matrix_shape(module)) is not None
-            and matrices.get(path) == found]  # fmt: skip
+            and matrices.get(path) == found and path not in leave]  # fmt: skip
 
 
 def _matrix_shape(module: nn.Module) -> tuple[int, ...] | None:
     weight = module._parameters.get("weight")
+    if parametrize.is_parametrized(module, "weight"):
+        weight = module.parametrizations.weight.original  # type: ignore[union-attr]
     if isinstance(module, nn.Embedding) or weight is None or weight.ndim < 2:
         return None
     return tuple(weight.shape)

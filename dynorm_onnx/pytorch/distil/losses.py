@@ -59,12 +59,12 @@ def hidden_error(student: Outputs, teacher: Outputs, names: Sequence[str], mask:
     """The mean over these values of the relative squared error, over all their tokens together: a scalar float32."""
     errors = []
     for name in names:
-        target = teacher[name].float()
-        wrong, square = (student[name].float() - target).square(), target.square()
+        y, target = student[name].float(), teacher[name].float()
         if mask is not None and _fits(mask, target.shape[:2]):
-            shown = mask.to(wrong.dtype).reshape(mask.shape + (1,) * (target.ndim - 2))
-            wrong, square = wrong * shown, square * shown
-        errors.append(wrong.sum() / square.sum().clamp(min=1e-12))
+            shown = mask.to(target.dtype).reshape(mask.shape + (1,) * (target.ndim - 2))
+            y, target = y * shown, target * shown
+        wrong = functional.mse_loss(y, target, reduction="sum")
+        errors.append(wrong / target.square().sum().clamp(min=1e-12))
     return torch.stack(errors).mean()
 
 

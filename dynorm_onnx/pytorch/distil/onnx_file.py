@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,8 @@ from dynorm_onnx.runtime.arrays import Feeds
 
 log = logging.getLogger(__name__)
 
-TOKENS_PER_STEP = 512
-"""Of this size batches are made for training: many small steps lead further than few large ones on the same text."""
+TOKENS_PER_STEP = 2048
+"""Of this size batches are made for training: smaller ones lead further on the same text, but take longer for it."""
 
 HIDDEN_LIMIT = 1 << 30
 """Bytes of hidden values of one step above which they are not compared."""
@@ -73,7 +73,7 @@ def distil_model(
 
     Raises what distil() raises, and ModelError for an operator that PyTorch has no counterpart of here.
     """
-    data = [{name: array_to_torch(array) for name, array in feeds.items()} for feeds in step_sized(batches)]
+    data = [{name: array_to_torch(array) for name, array in feeds.items()} for feeds in step_sized(batches, seed)]
     bases = usable_bases(original.graph, norms) if train == "all" else ()
     writers = {name for basis in bases for name in basis.writers}  # what they give has another basis in both
     teacher, trained, hidden = with_hidden_outputs(original, converted, leave=writers)
@@ -111,17 +111,31 @@ def distil_model(
     return Distilled(run, parameters, student.initializers(others))
 
 
-def step_sized(batches: Sequence[Feeds]) -> Iterator[Feeds]:
-    """The batches cut along their first axis, where all their arrays share it, to about TOKENS_PER_STEP tokens."""
+def step_sized(batches: Sequence[Feeds], seed: int) -> list[Feeds]:
+    """The rows of the batches, mixed and put together anew to about TOKENS_PER_STEP tokens.
+
+    Rows are mixed where they have the same shapes. What lies side by side in the data is often of one kind (pieces of
+    one file), and a step on one kind of text undoes some of what the last did. Batches without token ids, or whose
+    arrays do not share their first axis, stay as they are.
+    """
+    rng = np.random.default_rng(seed)
+    made: list[Feeds] = []
+    alike: dict[Any, list[Feeds]] = {}
     for feeds in batches:
         rows = {array.shape[0] if array.ndim else 0 for array in feeds.values()}
-        tokens = max((array.size for array in feeds.values() if array.dtype == np.int64), default=0)
-        parts = min(max(rows), round(tokens / TOKENS_PER_STEP)) if len(rows) == 1 else 1
-        if parts <= 1:
-            yield feeds
-            continue
-        cuts = {name: np.array_split(array, parts) for name, array in feeds.items()}
-        yield from ({name: cut[part] for name, cut in cuts.items()} for part in range(parts))
+        if len(rows) > 1 or not any(array.dtype == np.int64 for array in feeds.values()):
+            made.append(feeds)
+        else:
+            shapes = tuple((name, array.shape[1:], array.dtype) for name, array in sorted(feeds.items()))
+            alike.setdefault(shapes, []).append(feeds)
+    for group in alike.values():
+        whole = {name: np.concatenate([feeds[name] for feeds in group]) for name in group[0]}
+        tokens = max(array.size for array in whole.values() if array.dtype == np.int64)
+        count = len(next(iter(whole.values())))
+        parts = min(count, max(1, round(tokens / TOKENS_PER_STEP)))
+        for rows_of_step in np.array_split(rng.permutation(count), parts):
+            made.append({name: array[rows_of_step] for name, array in whole.items()})
+    return made
 
 
 def hidden_bytes(model: ir.Model, names: Sequence[str], data: Sequence[Mapping[str, torch.Tensor]]) -> int:

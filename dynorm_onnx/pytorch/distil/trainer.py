@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,11 @@ from dynorm_onnx.pytorch.distil.checkpoint import RunState, load_checkpoint, sav
 from dynorm_onnx.pytorch.distil.gradual import Gradual
 from dynorm_onnx.pytorch.distil.hidden import PREFIX, shared_layers, told
 from dynorm_onnx.pytorch.distil.losses import MASK, Outputs, distance, hidden_error
-from dynorm_onnx.pytorch.distil.optimizer import Trained, make_optimizer, set_rates, trained_parameters
+from dynorm_onnx.pytorch.distil.module_basis import bases_learned, usable_streams
+from dynorm_onnx.pytorch.distil.module_streams import ModuleStream
+from dynorm_onnx.pytorch.distil.optimizer import Trained, make_optimizers, set_rates, trained_parameters
 from dynorm_onnx.pytorch.distil.teacher import Teacher
+from dynorm_onnx.pytorch.graph import GraphModule
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +98,9 @@ def distil(
         data: batches (a tensor, a tuple, or a mapping each) that fit in memory; they are gone through in an
             order drawn anew for every round.
         steps: batches to train on.
-        train: "norms", the parameters of the functions in the place of norms, or "all" weights.
+        train: "norms", the parameters of the functions in the place of norms, or "all" weights, and with them the basis
+            of every stream that replaced norms alone read, where that can be proven (find_module_streams); not with
+            `order`, since a norm that is still there minds its basis.
         learning_rate, norm_learning_rate: peak of a parameter's step relative to its root mean square;
             the second for the functions' parameters, of which alpha and beta are trained by their logarithm
             (default: two thirds of the first).
@@ -108,7 +113,8 @@ def distil(
             its turn the teacher's module stands at the path. Empty: all from the start.
         checkpoint: a file, written every minute; a run that was interrupted goes on from it when called again
             with the same arguments. It is left in place at the end.
-        precision: "float32", "bfloat16" (autocast), or "auto": bfloat16 where the processor computes in it.
+        precision: "float32", "bfloat16" (autocast, of student and teacher), or "auto": bfloat16 where the processor
+            computes in it.
         device: where to train; by default CUDA if it is there and the student fits, else the CPU.
         seed: of the order of batches.
         progress: called after every step.
@@ -119,9 +125,15 @@ def distil(
         ModelError: the loss is not finite.
     """
     checkpoint = None if checkpoint is None else Path(checkpoint)
-    run = _Run(student, teacher, data, steps, train, learning_rate, norm_learning_rate, logits, hidden,
-               hidden_outputs, order, checkpoint, precision, device, seed)  # fmt: skip
-    return run.go(progress or (lambda told: None))
+    streams: tuple[ModuleStream, ...] = ()
+    if train == "all" and not order and len(data) and not isinstance(student, GraphModule):
+        example = _moved(data[0], next(student.parameters()).device)
+        streams = usable_streams(student, lambda model: _called(model, example))
+    with bases_learned(student, teacher, streams):
+        leave = frozenset(path for stream in streams for path in stream.writers)
+        run = _Run(student, teacher, data, steps, train, learning_rate, norm_learning_rate, logits, hidden,
+                   hidden_outputs, leave, order, checkpoint, precision, device, seed)  # fmt: skip
+        return run.go(progress or (lambda told: None))
 
 
 class _Run:
@@ -130,7 +142,8 @@ class _Run:
     def __init__(
         self, student: nn.Module, teacher: Callable[..., Any], data: Sequence[Batch], steps: int, train: str,
         rate: float, norm_rate: float | None, logits: str | None, hidden: float, hidden_outputs: Sequence[str],
-        order: Sequence[str], checkpoint: Path | None, precision: str, device: torch.device | str | None, seed: int,
+        leave: Collection[str], order: Sequence[str], checkpoint: Path | None, precision: str,
+        device: torch.device | str | None, seed: int,
     ) -> None:  # fmt: skip
         norm_rate = NORM_RATE * rate if norm_rate is None else norm_rate
         if min(rate, norm_rate) <= 0:
@@ -146,13 +159,14 @@ class _Run:
             teacher = teacher.to(self.device).eval()
         self.gradual = Gradual(student, _as_module(teacher), order, steps) if order else None
         self.original = teacher
-        self.layers = shared_layers(student, teacher) if hidden else []
+        self.layers = shared_layers(student, teacher, leave) if hidden else []
         self.data = data
         self.steps, self.train, self.seed = steps, train, seed
         self.logits, self.hidden, self.hidden_outputs = logits, hidden, frozenset(hidden_outputs)
         self.checkpoint = checkpoint
         self.trained: list[Trained] = trained_parameters(student, train)
-        self.optimizer = make_optimizer(self.trained, rate, norm_rate)
+        computes = torch.bfloat16 if self.precision == "bfloat16" else torch.float32
+        self.optimizers = make_optimizers(self.trained, rate, norm_rate, computes)
         self.arguments = {
             "steps": steps, "train": train, "learning_rate": rate, "norm_learning_rate": norm_rate, "logits": logits,
             "hidden": hidden, "hidden_outputs": len(hidden_outputs), "order": list(order),
@@ -162,7 +176,7 @@ class _Run:
     def go(self, progress: Callable[[StepProgress], None]) -> Distillation:
         state = RunState()
         if self.checkpoint is not None:
-            state = load_checkpoint(self.checkpoint, self.arguments, self.trained, self.optimizer)
+            state = load_checkpoint(self.checkpoint, self.arguments, self.trained, self.optimizers)
         resumed_from = state.step or None
         before, started, saved = state.seconds, time.monotonic(), time.monotonic()
         first = state.step
@@ -172,7 +186,7 @@ class _Run:
             told(self.student, self.layers) as student,
             told(self.original, self.layers) as original,
         ):
-            teacher = Teacher(lambda batch: _call(original, batch), again=self.steps > len(self.data))
+            teacher = Teacher(lambda batch: self._call(original, batch), again=self.steps > len(self.data))
             for step in range(state.step, self.steps):
                 index = self._batch_index(step)
                 batch = _moved(self.data[index], self.device)
@@ -185,12 +199,12 @@ class _Run:
                 pace = (time.monotonic() - started) / (step + 1 - first)
                 progress(StepProgress(step + 1, self.steps, state.losses[-1][1], pace * (self.steps - step - 1)))
                 if self.checkpoint is not None and not since and time.monotonic() - saved > SAVE_EVERY:
-                    save_checkpoint(self.checkpoint, self.arguments, state, self.trained, self.optimizer)
+                    save_checkpoint(self.checkpoint, self.arguments, state, self.trained, self.optimizers)
                     saved = time.monotonic()
         if self.gradual is not None:
             self.gradual.finish()
         if self.checkpoint is not None and state.step > first:
-            save_checkpoint(self.checkpoint, self.arguments, state, self.trained, self.optimizer)
+            save_checkpoint(self.checkpoint, self.arguments, state, self.trained, self.optimizers)
         return Distillation(
             self.steps,
             state.tokens,
@@ -205,10 +219,9 @@ class _Run:
         """One step; returns the loss without the hidden values' share."""
         if self.gradual is not None:
             self.gradual.at(step)
-        set_rates(self.optimizer, step, self.steps)
+        set_rates(self.optimizers, step, self.steps)
         target = {name: tensor.to(self.device) for name, tensor in target.items()}
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            output = _call(student, batch)
+        output = self._call(student, batch)
         mask = batch.get(MASK) if isinstance(batch, Mapping) else None
         hidden = [name for name in target if name in output and self._is_hidden(name)]
         outputs = {name: tensor for name, tensor in target.items() if not self._is_hidden(name)}
@@ -219,11 +232,17 @@ class _Run:
             )
         if hidden:
             loss = loss + self.hidden * (1 - step / self.steps) * hidden_error(output, target, hidden, mask)
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_([t.parameter for t in self.trained], LARGEST_GRADIENT)
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         return value
+
+    def _call(self, model: Callable[..., Outputs], batch: Batch) -> Outputs:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            return _called(model, batch)
 
     def _is_hidden(self, name: str) -> bool:
         return name.startswith(PREFIX) or name in self.hidden_outputs
@@ -255,7 +274,7 @@ def _only_these_learn(student: nn.Module, trained: Sequence[Trained]) -> Iterato
             module.training = mode
 
 
-def _call(model: Callable[..., Any], batch: Batch) -> Any:
+def _called(model: Callable[..., Any], batch: Batch) -> Any:
     if isinstance(batch, Mapping):
         return model(**batch)
     return model(*batch) if isinstance(batch, tuple | list) else model(batch)

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dynorm_onnx.errors import DataError, ModelError
 from dynorm_onnx.graph.model_io import clone
-from dynorm_onnx.pytorch.graph.basis import LearnedBasis
+from dynorm_onnx.pytorch.graph.basis import GraphBasis
 from dynorm_onnx.pytorch.graph.operators import OPERATORS
 from dynorm_onnx.pytorch.graph.program import Values, compile_graph
 from dynorm_onnx.pytorch.graph.segments import Segment, segments
@@ -86,16 +86,20 @@ class GraphModule(nn.Module):
         """The weights, parameters of norms included, by the names of their initializers."""
         return {name: self.parameter(name) for name in self._keys if name in self._weights.learned}
 
+    def tables(self) -> list[nn.Parameter]:
+        """Those of the weights that token ids index, [tokens, channels]."""
+        return [self.parameter(name) for name in self._keys if name in self._weights.tables]
+
     def learn_basis(self, channels: int, writers: Mapping[str, int], readers: Mapping[str, int]) -> None:
-        """Puts a LearnedBasis, the identity at first, between parameters and the weights that the graph computes with.
+        """Puts a basis that is learned, the identity at first, between parameters and what the graph computes with.
 
         `writers` and `readers` are initializers, each with its axis over the channels.
         """
-        self._bases.append(LearnedBasis(channels, writers, readers))
+        self._bases.append(GraphBasis(channels, writers, readers))
 
     def bases(self) -> dict[str, nn.Parameter]:
         """What is learned of each basis, by a name of its own."""
-        return {f"basis {place}": basis.change for place, basis in enumerate(self._learned_bases())}
+        return {f"basis {place}": found.basis.change for place, found in enumerate(self._learned_bases())}
 
     def changed(self) -> list[str]:
         """The initializers that training may change: those that are learned, and those that a basis moves."""
@@ -153,8 +157,8 @@ class GraphModule(nn.Module):
         parameter.log_()
         return True
 
-    def _learned_bases(self) -> list[LearnedBasis]:
-        return [basis for basis in self._bases if isinstance(basis, LearnedBasis)]
+    def _learned_bases(self) -> list[GraphBasis]:
+        return [basis for basis in self._bases if isinstance(basis, GraphBasis)]
 
     def _values(self) -> Values:
         """All float initializers, as the graph computes with them."""

@@ -34,11 +34,15 @@ _NO_ACTIVATION = frozenset({"Shape", "Size", "Equal", "Greater", "Less", "IsNaN"
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """Names of float initializers. `norms` are the parameters of our functions, `positive` alpha and beta."""
+    """Names of float initializers. `norms` are the parameters of our functions, `positive` alpha and beta.
+
+    `tables` are those that token ids index, such as embeddings.
+    """
 
     learned: frozenset[str]
     norms: frozenset[str]
     positive: frozenset[str]
+    tables: frozenset[str]
     activations: frozenset[str]  # values that depend on a learned weight
 
 
@@ -50,6 +54,7 @@ def find_weights(graph: ir.Graph) -> Weights:
         is_float = value.dtype is not None and value.dtype.is_floating_point()
         roots[str(name)] = frozenset({str(name)}) if is_float and _size(value) > 1 else frozenset()
     learned: set[str] = set(norms)
+    tables: set[str] = set()
     behind: set[str] = set(norms)
     for node in graph:
         names = [str(value.name) for value in inputs_of(node)]
@@ -63,9 +68,13 @@ def find_weights(graph: ir.Graph) -> Weights:
             continue
         found = {root for value in _weights_read(node, roots, behind) for root in roots[str(value.name)]}
         learned |= found
+        if node.op_type == "Gather":
+            tables |= found
         if node.op_type not in _NO_ACTIVATION and (found or behind.intersection(names)):
             behind.update(outputs)
-    return Weights(frozenset(learned), frozenset(norms), frozenset(positive), frozenset(behind - norms))
+    return Weights(
+        frozenset(learned), frozenset(norms), frozenset(positive), frozenset(tables), frozenset(behind - norms)
+    )
 
 
 def _function_parameters(graph: ir.Graph) -> tuple[set[str], set[str]]:

@@ -15,19 +15,19 @@ from tests.tolerances import TOLERANCE, relative_error
 torch = pytest.importorskip("torch", reason="needs PyTorch: pip install dynorm-onnx[torch]")
 
 from dynorm_onnx.pytorch.graph import GraphModule  # noqa: E402
-from dynorm_onnx.pytorch.graph.basis import LearnedBasis  # noqa: E402
+from dynorm_onnx.pytorch.graph.basis import GraphBasis  # noqa: E402
 
 IDS = np.random.default_rng(0).integers(0, 256, (2, 19))
 
 
 def test_weights_are_mixed_along_their_axis_and_mixed_back_where_they_are_read() -> None:
     rng = np.random.default_rng(1)
-    basis = LearnedBasis(4, {"row": 1, "column": 0, "bias": 0}, {"read": 0})
+    basis = GraphBasis(4, {"row": 1, "column": 0, "bias": 0}, {"read": 0})
     with torch.no_grad():
-        basis.change.copy_(torch.from_numpy(0.3 * rng.standard_normal((4, 4))))
+        basis.basis.change.copy_(torch.from_numpy(0.3 * rng.standard_normal((4, 4))))
     weights = {name: torch.from_numpy(rng.standard_normal(shape)).float() for name, shape in
                {"row": (7, 4), "column": (4, 3), "bias": (4,), "read": (4, 5), "other": (4, 4)}.items()}  # fmt: skip
-    matrix = np.eye(4) + basis.change.detach().double().numpy()
+    matrix = np.eye(4) + basis.basis.change.detach().double().numpy()
     changed = {name: tensor.detach().double().numpy() for name, tensor in basis.changed(weights).items()}
     given = {name: tensor.double().numpy() for name, tensor in weights.items()}
     wanted = {

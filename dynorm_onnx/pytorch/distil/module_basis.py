@@ -1,0 +1,105 @@
+"""Bases of a PyTorch model's streams as parametrisations of the weights at them, for the time of a training."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from dynorm_onnx.pytorch.distil.basis import LARGEST, norm_scale
+from dynorm_onnx.pytorch.distil.module_streams import ModuleStream, find_module_streams
+from dynorm_onnx.pytorch.learned_basis import LearnedBasis
+from dynorm_onnx.pytorch.norms import Norm, recognise
+
+log = logging.getLogger(__name__)
+
+
+def usable_streams(student: nn.Module, call: Callable[[nn.Module], Any]) -> tuple[ModuleStream, ...]:
+    """The streams whose basis is learned with all weights. `call` calls a module with an example of its inputs."""
+    usable = []
+    for stream in find_module_streams(student, call):
+        what = f"the basis of a stream of {stream.channels} channels"
+        if stream.channels > LARGEST:
+            log.info("%s stays: only up to %d it is learned", what, LARGEST)
+            continue
+        log.info("%s is learned, with %d layers", what, len(set(stream.writers).union(*stream.readers.values())))
+        usable.append(stream)
+    return tuple(usable)
+
+
+@contextmanager
+def bases_learned(student: nn.Module, teacher: Any, streams: Sequence[ModuleStream]) -> Iterator[None]:
+    """Makes the bases parameters of the student, and in the end multiplies them into its weights.
+
+    What the student computes stays the same. As in learn_bases() for graphs, the weight of each of the teacher's norms
+    moves from the function over into the layers that read it.
+    """
+    order = {module: list(module._parameters) for stream in streams for module, *_ in stream.parameters(student)}
+    forget = [_learned(student, teacher, stream) for stream in streams]
+    try:
+        yield
+    finally:
+        for stream in streams:
+            for module, name, *_ in stream.parameters(student):
+                parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+                parameter = getattr(module, name)
+                parameter.data = parameter.data.contiguous()
+        for module, names in order.items():
+            for name in names:  # they came back in another order than the model's optimisers may know
+                module._parameters[name] = module._parameters.pop(name)
+        for handle in forget:
+            handle.remove()
+
+
+def learned_bases(student: nn.Module) -> dict[str, nn.Parameter]:
+    """The bases that are parameters of a student at the time, by their names in it."""
+    return {
+        f"{path}.change": module.change for path, module in student.named_modules() if isinstance(module, LearnedBasis)
+    }
+
+
+class _Turned(nn.Module):
+    """A weight in the basis as it is now."""
+
+    def __init__(self, basis: LearnedBasis, axis: int, written: bool) -> None:
+        super().__init__()
+        self.basis, self.axis, self.written = basis, axis, written
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return self.basis.turned(weight, self.axis, written=self.written)
+
+
+def _learned(student: nn.Module, teacher: Any, stream: ModuleStream) -> Any:
+    """Registers one basis; returns the handle of what renews it before every pass."""
+    _move_scales(student, teacher, stream)
+    places = list(stream.parameters(student))
+    weight = getattr(places[0][0], places[0][1])
+    basis = LearnedBasis(stream.channels).to(weight.device)
+    for module, name, axis, writes in places:
+        parametrize.register_parametrization(module, name, _Turned(basis, axis, writes))
+        basis.forget()  # registering computes the weight once, without gradients
+    return student.register_forward_pre_hook(lambda module, inputs: basis.forget())
+
+
+@torch.no_grad()
+def _move_scales(student: nn.Module, teacher: Any, stream: ModuleStream) -> None:
+    """The weights of the teacher's norms, where it is a module that has them at the same paths."""
+    norms = dict(teacher.named_modules()) if isinstance(teacher, nn.Module) else {}
+    for path, readers in stream.readers.items():
+        norm = recognise(norms[path]) if path in norms else None
+        if not isinstance(norm, Norm):
+            continue
+        scale = norm_scale(np.asarray(norm.weight))
+        function = student.get_submodule(path)
+        for name in ("weight", "bias"):
+            parameter = getattr(function, name)
+            parameter.div_(torch.from_numpy(scale).to(parameter))
+        for reader in readers:
+            weight = student.get_submodule(reader).weight
+            weight.mul_(torch.from_numpy(scale).to(weight))
