@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 _AXES = {nn.Linear: 0, nn.Embedding: 1}  # of the weight over what the layer gives
 _READING_AXIS = 1  # of a Linear's weight over what it reads
 _PROPORTIONAL = 1e-4  # relative; gradients of sums are exact but for the model's own type
-_SAME_OUTPUTS = 1e-2  # relative; a reader or writer that was missed changes outputs by about TURN
-TURN = 0.3  # how far the basis of the proof is from the identity
+_SAME_OUTPUTS = 1e-2  # relative; a reader or writer that was missed changes outputs by about _TURN
+_TURN = 0.3  # how far the basis of the proof is from the identity
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +158,7 @@ def _proof(
 
     generator = torch.Generator().manual_seed(1)
     noise = torch.randn(stream.channels, stream.channels, generator=generator, dtype=torch.float64)
-    matrix = torch.eye(stream.channels, dtype=torch.float64) + TURN * noise / stream.channels**0.5
+    matrix = torch.eye(stream.channels, dtype=torch.float64) + _TURN * noise / stream.channels**0.5
     with torch.no_grad(), swapped(model, line):
         before = named_outputs(call(model))
         with _turned(model, stream, matrix):
