@@ -22,7 +22,17 @@ from dynorm_onnx.runtime.arrays import feed_value, run
 from dynorm_onnx.runtime.library import onnxruntime
 from dynorm_onnx.runtime.placement import placement
 from dynorm_onnx.runtime.session import PROVIDERS, has_kernels, make_session
-from tests.custom_ops.nodes import FORMS, IR_VERSION, NUMPY_TYPE, ONNX_TYPE, OPSET, Node, chain_of, model_of
+from tests.custom_ops.nodes import (
+    FORMS,
+    IR_VERSION,
+    NUMPY_TYPE,
+    ONNX_TYPE,
+    OPSET,
+    Node,
+    chain_of,
+    check_chain,
+    model_of,
+)
 from tests.shipped import MODEL, NORMS, TEXT
 from tests.tolerances import TOLERANCE, relative_error
 
@@ -283,16 +293,7 @@ def test_sums_too_large_for_float16_are_infinite() -> None:
 
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_chains_share_buffers_safely(function: str) -> None:
-    """Twelve Skip nodes, which may write over what they read, give the bits that they give one by one."""
-    node = Node(function, skip=True, channels=256)
-    feeds = node.feeds(8, 64)
-    alone = session_of(model_of(node))
-    y, residual = feeds["skip"], feeds["x"]
-    for _ in range(12):
-        y, residual = alone.run(None, {"x": residual, "skip": y})
-    got = session_of(chain_of(node, 12)).run(None, feeds)
-    np.testing.assert_array_equal(got[0], y)
-    np.testing.assert_array_equal(got[1], residual)
+    check_chain(function, session_of)
 
 
 @pytest.mark.parametrize("dtype", NUMPY_TYPE)

@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from dynorm_onnx import custom_ops
-from tests.custom_ops.nodes import FORMS, NUMPY_TYPE, Node, chain_of, model_of
+from tests.custom_ops.nodes import FORMS, NUMPY_TYPE, Node, check_chain, model_of
 from tests.tolerances import TOLERANCE, relative_error
 
 CPU = ["CPUExecutionProvider"]
@@ -78,17 +78,8 @@ def test_parameters_computed_in_the_model(function: str, skip: bool) -> None:
 
 @pytest.mark.parametrize("function", ["dyisru", "dyt", "derf"])
 def test_chains_share_buffers_safely(function: str) -> None:
-    """Twelve Skip nodes on large tensors, where threads run and a node may write over what it read, give the bits that
-    the nodes give one by one."""
-    node = Node(function, skip=True, channels=256)
-    feeds = node.feeds(8, 64)
-    alone = session_of(model_of(node))
-    y, residual = feeds["skip"], feeds["x"]
-    for _ in range(12):
-        y, residual = alone.run(None, {"x": residual, "skip": y})
-    outputs = session_of(chain_of(node, 12)).run(None, feeds)
-    np.testing.assert_array_equal(outputs[0], y)
-    np.testing.assert_array_equal(outputs[1], residual)
+    """On tensors so large that threads run."""
+    check_chain(function, session_of)
 
 
 @pytest.mark.parametrize(
