@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.utils.hooks import RemovableHandle
 
 from dynorm_onnx.pytorch.distil.basis import LARGEST, norm_scale
 from dynorm_onnx.pytorch.distil.module_streams import ModuleStream, find_module_streams
@@ -41,10 +42,12 @@ def bases_learned(student: nn.Module, teacher: Any, streams: Sequence[ModuleStre
     moves from the function over into the layers that read it.
     """
     order = {module: list(module._parameters) for stream in streams for module, *_ in stream.parameters(student)}
-    forget = [_learned(student, teacher, stream) for stream in streams]
+    made = [_learned(student, teacher, stream) for stream in streams]
     try:
         yield
     finally:
+        for basis, _ in made:
+            basis.forget()  # the last pass came before the last step
         for stream in streams:
             for module, name, *_ in stream.parameters(student):
                 parametrize.remove_parametrizations(module, name, leave_parametrized=True)
@@ -53,7 +56,7 @@ def bases_learned(student: nn.Module, teacher: Any, streams: Sequence[ModuleStre
         for module, names in order.items():
             for name in names:  # they came back in another order than the model's optimisers may know
                 module._parameters[name] = module._parameters.pop(name)
-        for handle in forget:
+        for _, handle in made:
             handle.remove()
 
 
@@ -75,8 +78,8 @@ class _Turned(nn.Module):
         return self.basis.turned(weight, self.axis, written=self.written)
 
 
-def _learned(student: nn.Module, teacher: Any, stream: ModuleStream) -> Any:
-    """Registers one basis; returns the handle of what renews it before every pass."""
+def _learned(student: nn.Module, teacher: Any, stream: ModuleStream) -> tuple[LearnedBasis, RemovableHandle]:
+    """Registers one basis; returns it, and the handle of what renews it before every pass."""
     _move_scales(student, teacher, stream)
     places = list(stream.parameters(student))
     weight = getattr(places[0][0], places[0][1])
@@ -84,7 +87,7 @@ def _learned(student: nn.Module, teacher: Any, stream: ModuleStream) -> Any:
     for module, name, axis, writes in places:
         parametrize.register_parametrization(module, name, _Turned(basis, axis, writes))
         basis.forget()  # registering computes the weight once, without gradients
-    return student.register_forward_pre_hook(lambda module, inputs: basis.forget())
+    return basis, student.register_forward_pre_hook(lambda module, inputs: basis.forget())
 
 
 @torch.no_grad()

@@ -165,6 +165,20 @@ def test_a_basis_begins_as_none_and_is_multiplied_out_at_the_end() -> None:
     assert all(parameter.is_contiguous() and parameter.requires_grad for parameter in student.parameters())
 
 
+def test_what_is_multiplied_out_is_the_basis_after_the_last_step() -> None:
+    teacher, stepped = made(Model)
+    asked = copy.deepcopy(stepped)
+    step = 0.2 * torch.randn(CHANNELS, CHANNELS, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        for student, pass_after in ((stepped, False), (asked, True)):
+            with bases_learned(student, teacher, usable_streams(student, call)):
+                call(student)
+                next(iter(learned_bases(student).values())).copy_(step)
+                if pass_after:
+                    call(student)
+        assert relative_error(call(stepped).numpy(), call(asked).numpy()) < 1e-6
+
+
 def test_a_distillation_learns_it_with_the_weights() -> None:
     teacher, student = made(Model)
     names = list(student.state_dict())
