@@ -125,8 +125,17 @@ def distil(
         ModelError: the loss is not finite.
     """
     checkpoint = None if checkpoint is None else Path(checkpoint)
+    norm_learning_rate = NORM_RATE * learning_rate if norm_learning_rate is None else norm_learning_rate
+    if min(learning_rate, norm_learning_rate) <= 0:
+        raise UsageError(f"learning_rate must be above 0, not {min(learning_rate, norm_learning_rate)}")
+    if steps < 1:
+        raise UsageError(f"steps must be at least 1, not {steps}")
+    if not len(data):
+        raise DataError("data holds no batch: nothing can be distilled")
+    device = torch.device(device) if device is not None else _best_device()
+    precision = _precision(precision, device)
     streams: tuple[ModuleStream, ...] = ()
-    if train == "all" and not order and len(data) and not isinstance(student, GraphModule):
+    if train == "all" and not order and not isinstance(student, GraphModule):
         example = _moved(data[0], next(student.parameters()).device)
         streams = usable_streams(student, lambda model: _called(model, example))
     with bases_learned(student, teacher, streams):
@@ -141,19 +150,11 @@ class _Run:
 
     def __init__(
         self, student: nn.Module, teacher: Callable[..., Any], data: Sequence[Batch], steps: int, train: str,
-        rate: float, norm_rate: float | None, logits: str | None, hidden: float, hidden_outputs: Sequence[str],
+        rate: float, norm_rate: float, logits: str | None, hidden: float, hidden_outputs: Sequence[str],
         leave: Collection[str], order: Sequence[str], checkpoint: Path | None, precision: str,
-        device: torch.device | str | None, seed: int,
+        device: torch.device, seed: int,
     ) -> None:  # fmt: skip
-        norm_rate = NORM_RATE * rate if norm_rate is None else norm_rate
-        if min(rate, norm_rate) <= 0:
-            raise UsageError(f"learning_rate must be above 0, not {min(rate, norm_rate)}")
-        if steps < 1:
-            raise UsageError(f"steps must be at least 1, not {steps}")
-        if not len(data):
-            raise DataError("data holds no batch: nothing can be distilled")
-        self.device = torch.device(device) if device is not None else _best_device()
-        self.precision = _precision(precision, self.device)
+        self.device, self.precision = device, precision
         self.student = student.to(self.device)
         if isinstance(teacher, nn.Module):
             teacher = teacher.to(self.device).eval()

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from dynorm_onnx.errors import UsageError
 from tests.tolerances import relative_error
 
 torch = pytest.importorskip("torch", reason="needs PyTorch: pip install dynorm-onnx[torch]")
@@ -188,6 +189,17 @@ def test_a_distillation_learns_it_with_the_weights() -> None:
     with torch.no_grad():
         assert float(kl(call(student), call(teacher), None)) < 0.3 * before
     assert list(student.state_dict()) == names
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"steps": 0}, {"steps": 1, "learning_rate": 0.0}, {"steps": 1, "precision": "x"}]
+)
+def test_arguments_that_make_no_sense_leave_the_weights_alone(arguments: dict[str, Any]) -> None:
+    teacher, student = made(Model)
+    before = copy.deepcopy(student.state_dict())
+    with pytest.raises(UsageError):
+        distil(student, teacher, [IDS], **arguments)
+    assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
 
 
 def test_an_interrupted_distillation_leaves_a_model_without_parametrisations() -> None:
