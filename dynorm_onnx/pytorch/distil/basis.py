@@ -7,7 +7,7 @@ turn it. A basis learned with the weights leaves a fifth less KL than the weight
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -34,13 +34,18 @@ def usable_bases(original: ir.Graph, norms: Sequence[LoweredNorm]) -> tuple[Stre
     """
     found = []
     for basis in find_bases(original, norms):
-        if basis.channels > LARGEST:
-            log.info("the basis of a stream of %d channels stays: only up to %d it is learned", basis.channels, LARGEST)
-            continue
-        weights = len(basis.writers) + len(basis.readers)
-        log.info("the basis of a stream of %d channels is learned, with %d weights", basis.channels, weights)
-        found.append(basis)
+        if is_small_enough(basis.channels, len(basis.writers) + len(basis.readers)):
+            found.append(basis)
     return tuple(found)
+
+
+def is_small_enough(channels: int, weights: int) -> bool:
+    """Whether the basis of a stream is learned, by its size; the log tells, with how many weights."""
+    if channels > LARGEST:
+        log.info("the basis of a stream of %d channels stays: only up to %d it is learned", channels, LARGEST)
+        return False
+    log.info("the basis of a stream of %d channels is learned, with %d weights", channels, weights)
+    return True
 
 
 @torch.no_grad()
@@ -53,18 +58,29 @@ def learn_bases(student: GraphModule, bases: Sequence[StreamBasis], functions: M
     """
     for basis in bases:
         for norm, readers in basis.read.items():
-            scale = norm_scale(norm.weight)
-            for role in ("weight", "bias"):
-                _multiply(student.parameter(functions[str(norm.node.name)][role]), 1 / scale, 0)
-            for name in readers:
-                _multiply(student.parameter(name), scale, basis.readers[name])
+            function = functions[str(norm.node.name)]
+            move_weight(
+                norm.weight,
+                [student.parameter(function[role]) for role in ("weight", "bias")],
+                [(student.parameter(name), basis.readers[name]) for name in readers],
+            )
         student.learn_basis(basis.channels, basis.writers, basis.readers)
 
 
-def norm_scale(weight: np.ndarray) -> np.ndarray:
-    """What of a norm's weight [C] can move into the layers behind it, float64: not where there is next to none."""
+@torch.no_grad()
+def move_weight(
+    weight: np.ndarray, function: Iterable[torch.Tensor], readers: Iterable[tuple[torch.Tensor, int]]
+) -> None:
+    """Moves a norm's weight [C], where there is more than next to none, out of its function into the layers behind it.
+
+    `function` are weight and bias of the function; `readers` weights of layers, each with its axis over the channels.
+    """
     large = np.abs(weight) >= SMALLEST_WEIGHT * np.abs(weight).max()
-    return np.where(large, weight, 1.0).astype(np.float64)
+    scale = np.where(large, weight, 1.0).astype(np.float64)
+    for parameter in function:
+        _multiply(parameter, 1 / scale, 0)
+    for parameter, axis in readers:
+        _multiply(parameter, scale, axis)
 
 
 def _multiply(parameter: torch.Tensor, scale: np.ndarray, axis: int) -> None:

@@ -2,36 +2,27 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils.hooks import RemovableHandle
 
-from dynorm_onnx.pytorch.distil.basis import LARGEST, norm_scale
-from dynorm_onnx.pytorch.distil.module_streams import ModuleStream, find_module_streams
+from dynorm_onnx.pytorch.distil.basis import is_small_enough, move_weight
+from dynorm_onnx.pytorch.distil.module_streams import READING_AXIS, ModuleStream, find_module_streams
 from dynorm_onnx.pytorch.learned_basis import LearnedBasis
 from dynorm_onnx.pytorch.norms import Norm, recognise
-
-log = logging.getLogger(__name__)
 
 
 def usable_streams(student: nn.Module, call: Callable[[nn.Module], Any]) -> tuple[ModuleStream, ...]:
     """The streams whose basis is learned with all weights. `call` calls a module with an example of its inputs."""
-    usable = []
-    for stream in find_module_streams(student, call):
-        what = f"the basis of a stream of {stream.channels} channels"
-        if stream.channels > LARGEST:
-            log.info("%s stays: only up to %d it is learned", what, LARGEST)
-            continue
-        log.info("%s is learned, with %d layers", what, len(set(stream.writers).union(*stream.readers.values())))
-        usable.append(stream)
-    return tuple(usable)
+    return tuple(
+        stream
+        for stream in find_module_streams(student, call)
+        if is_small_enough(stream.channels, len(list(stream.parameters(student))))
+    )
 
 
 @contextmanager
@@ -90,7 +81,6 @@ def _learned(student: nn.Module, teacher: Any, stream: ModuleStream) -> tuple[Le
     return basis, student.register_forward_pre_hook(lambda module, inputs: basis.forget())
 
 
-@torch.no_grad()
 def _move_scales(student: nn.Module, teacher: Any, stream: ModuleStream) -> None:
     """The weights of the teacher's norms, where it is a module that has them at the same paths."""
     norms = dict(teacher.named_modules()) if isinstance(teacher, nn.Module) else {}
@@ -98,11 +88,6 @@ def _move_scales(student: nn.Module, teacher: Any, stream: ModuleStream) -> None
         norm = recognise(norms[path]) if path in norms else None
         if not isinstance(norm, Norm):
             continue
-        scale = norm_scale(np.asarray(norm.weight))
         function = student.get_submodule(path)
-        for name in ("weight", "bias"):
-            parameter = getattr(function, name)
-            parameter.div_(torch.from_numpy(scale).to(parameter))
-        for reader in readers:
-            weight = student.get_submodule(reader).weight
-            weight.mul_(torch.from_numpy(scale).to(weight))
+        behind = [(student.get_submodule(reader).weight, READING_AXIS) for reader in readers]
+        move_weight(norm.weight, [function.weight, function.bias], behind)

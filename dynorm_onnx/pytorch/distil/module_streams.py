@@ -24,7 +24,7 @@ from dynorm_onnx.pytorch.nn import ElementwiseNorm
 log = logging.getLogger(__name__)
 
 _AXES = {nn.Linear: 0, nn.Embedding: 1}  # of the weight over what the layer gives
-_READING_AXIS = 1  # of a Linear's weight over what it reads
+READING_AXIS = 1  # of a Linear's weight over what it reads
 _PROPORTIONAL = 1e-4  # relative; gradients of sums are exact but for the model's own type
 _SAME_OUTPUTS = 1e-2  # relative; a reader or writer that was missed changes outputs by about _TURN
 _TURN = 0.3  # how far the basis of the proof is from the identity
@@ -49,7 +49,7 @@ class ModuleStream:
             if getattr(module, "bias", None) is not None:
                 yield module, "bias", 0, True
         for path in dict.fromkeys(path for paths in self.readers.values() for path in paths):
-            yield model.get_submodule(path), "weight", _READING_AXIS, False
+            yield model.get_submodule(path), "weight", READING_AXIS, False
 
 
 def find_module_streams(model: nn.Module, call: Callable[[nn.Module], Any]) -> tuple[ModuleStream, ...]:
