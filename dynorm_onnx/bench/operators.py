@@ -15,7 +15,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from dynorm_onnx.errors import UsageError
-from dynorm_onnx.functions import DOMAIN, DOMAIN_VERSION, REGISTRY, Function, NormParameters, onnx_function
+from dynorm_onnx.functions import DOMAIN, DOMAIN_VERSION, REGISTRY, Form, Function, NormParameters, onnx_function
 
 OPSET = 17  # the first with LayerNormalization
 _IR_VERSION = 8
@@ -62,7 +62,7 @@ class OperatorModel:
             raise UsageError(f"function {name!r} is not one of {', '.join(REGISTRY)}")
         function, builder = REGISTRY[name], _Builder(self)
         model = builder.model(lambda *step: builder.ours(function, *step))
-        model.functions.append(onnx_function(function, OPSET, ELEMENT_TYPES[self.dtype], skip=self.skip))
+        model.functions.append(onnx_function(function, OPSET, ELEMENT_TYPES[self.dtype], Form(self.skip)))
         model.opset_import.append(helper.make_opsetid(DOMAIN, DOMAIN_VERSION))
         return model
 

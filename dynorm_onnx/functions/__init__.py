@@ -3,20 +3,27 @@ in custom_ops/formulas.h."""
 
 from __future__ import annotations
 
-from dynorm_onnx.functions.base import DOMAIN, DOMAIN_VERSION, Function, NormParameters
+from dynorm_onnx.functions.base import DOMAIN, DOMAIN_VERSION, FORMS, Form, Function, NormParameters
 from dynorm_onnx.functions.body import onnx_function
+from dynorm_onnx.functions.coupling import Coupling
 from dynorm_onnx.functions.derf import DERF
 from dynorm_onnx.functions.dyisru import DYISRU
 from dynorm_onnx.functions.dyt import DYT
 
 FUNCTIONS = (DYISRU, DYT, DERF)
 REGISTRY = {function.name: function for function in FUNCTIONS}
+OPERATORS = {function.node_type(form): (function, form) for function in FUNCTIONS for form in FORMS}
+"""Every operator of the domain `dynorm` by its type."""
 
 __all__ = [
     "DOMAIN",
     "DOMAIN_VERSION",
+    "FORMS",
     "FUNCTIONS",
+    "OPERATORS",
     "REGISTRY",
+    "Coupling",
+    "Form",
     "Function",
     "NormParameters",
     "onnx_function",

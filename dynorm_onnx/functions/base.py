@@ -9,6 +9,8 @@ import numpy as np
 import onnx
 from onnxscript import values
 
+from dynorm_onnx.functions.coupling import INPUTS, Coupling, applied
+
 DOMAIN = "dynorm"
 DOMAIN_VERSION = 1
 
@@ -21,12 +23,25 @@ class NormParameters:
     """The parameters of one replaced norm; all float64 while they are fitted.
 
     weight and bias have shape [C]; `scalars` maps the function's parameter names (beta; alpha;
-    alpha and shift) to arrays of shape [1] or [C].
+    alpha and shift) to arrays of shape [1] or [C]. `coupling` says which channels stay in the norm's sum; None where
+    the function is one of single channels alone.
     """
 
     weight: np.ndarray
     bias: np.ndarray
     scalars: Mapping[str, np.ndarray]
+    coupling: Coupling | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """Which operator of a function: with the residual sum (`skip`), with channels that stay in the sum (`coupled`)."""
+
+    skip: bool = False
+    coupled: bool = False
+
+
+FORMS = tuple(Form(skip, coupled) for coupled in (False, True) for skip in (False, True))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,10 +69,24 @@ class Function:
     @property
     def skip_op_type(self) -> str:
         """The operator that takes X and skip and also gives out their sum."""
-        return f"Skip{self.op_type}"
+        return self.node_type(Form(skip=True))
+
+    def node_type(self, form: Form) -> str:
+        """The operator of one form: [Skip][Coupled]DyISRU."""
+        return f"{'Skip' * form.skip}{'Coupled' * form.coupled}{self.op_type}"
+
+    def input_names(self, form: Form) -> tuple[str, ...]:
+        """The inputs of the operator of one form, in order."""
+        data = ("X", "skip") if form.skip else ("X",)
+        return (*data, "weight", "bias", *self.parameter_names, *(INPUTS if form.coupled else ()))
 
     def reference(self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray, **parameters: np.ndarray) -> np.ndarray:
         """The function in float64: x of shape [..., C], weight and bias [C], parameters [1] or [C]."""
         wide = {name: np.asarray(value, np.float64) for name, value in parameters.items()}
         core = self.core(np.asarray(x, np.float64), **wide)
         return np.asarray(weight, np.float64) * core + np.asarray(bias, np.float64)
+
+    def __call__(self, x: np.ndarray, parameters: NormParameters) -> np.ndarray:
+        """What a node with these parameters gives, coupled channels included, in float64."""
+        gained = applied(parameters.coupling, np.asarray(x, np.float64))
+        return self.reference(gained, parameters.weight, parameters.bias, **parameters.scalars)

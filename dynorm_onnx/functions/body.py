@@ -1,7 +1,7 @@
 """The model-local ONNX function of each operator: the same file runs where our library is not.
 
-A body is: (Add skip,) Cast to the computing type, the function's core, times weight, plus bias,
-Cast back. ONNX Runtime inlines it and resolves the operators at the model's own opset, so a body is
+A body is: (Add skip,) Cast to the computing type, (times the gain of the coupled channels,) the function's core, times
+weight, plus bias, Cast back. ONNX Runtime inlines it and resolves the operators at the model's own opset, so a body is
 written for that opset.
 """
 
@@ -11,27 +11,32 @@ import onnx
 from onnx import helper
 from onnxscript import values
 
-from dynorm_onnx.functions.base import DOMAIN, Function
+from dynorm_onnx.functions.base import DOMAIN, Form, Function
+from dynorm_onnx.functions.coupling import gain_nodes
 
 CAST_LIKE_OPSET = 15  # before it, a body cannot end in "the type of X" and serves one type only
 IR_VERSION = 8  # the first with model-local functions
 
 
-def onnx_function(function: Function, opset: int, element_type: int, *, skip: bool) -> onnx.FunctionProto:
-    """The body of `function` (of its Skip form if `skip`) in standard operators of `opset`.
+def onnx_function(function: Function, opset: int, element_type: int, form: Form) -> onnx.FunctionProto:
+    """The body of one form of `function` in standard operators of `opset`.
 
-    Inputs X (and skip) [..., C] of type T, weight and bias [C] of type T, then the parameters,
-    float32, [1] or [C]. Outputs Y of type T (and residual = X + skip). It computes in float32, or
-    in double where `element_type` is double; from opset 15 on one body in double serves every T,
-    one in float32 every T but double.
+    Inputs X (and skip) [..., C] of type T, weight and bias [C] of type T, then the parameters, float32, [1] or [C]; of
+    the coupled forms also channels, int64 [k], and coupling, float32 [k]. Outputs Y of type T (and residual = X + skip).
+    It computes in float32, or in double where `element_type` is double; from opset 15 on one body in double serves
+    every T, one in float32 every T but double.
     """
     compute = _computing_type(element_type)
     core = function.script(values.Opset("", opset), compute)
-    source = "residual" if skip else "X"
-    nodes = _sum_nodes(opset, element_type, compute) if skip else []
+    source = "residual" if form.skip else "X"
+    nodes = _sum_nodes(opset, element_type, compute) if form.skip else []
+    ungained = "ungained" if form.coupled else "core_x"
     arguments = {"x": source} | {name: name for name in function.parameter_names}
     for name in core.input:
-        nodes.append(helper.make_node("Cast", [arguments[name]], [f"core_{name}"], to=compute))
+        wide = ungained if name == "x" else f"core_{name}"
+        nodes.append(helper.make_node("Cast", [arguments[name]], [wide], to=compute))
+    if form.coupled:
+        nodes += gain_nodes(ungained, "core_x", compute)
     nodes += _renamed(core)
     nodes += [
         helper.make_node("Cast", ["weight"], ["wide_weight"], to=compute),
@@ -42,9 +47,9 @@ def onnx_function(function: Function, opset: int, element_type: int, *, skip: bo
     ]
     return helper.make_function(
         DOMAIN,
-        function.skip_op_type if skip else function.op_type,
-        inputs=["X", *(["skip"] if skip else []), "weight", "bias", *function.parameter_names],
-        outputs=["Y", "residual"] if skip else ["Y"],
+        function.node_type(form),
+        inputs=list(function.input_names(form)),
+        outputs=["Y", "residual"] if form.skip else ["Y"],
         nodes=nodes,
         opset_imports=[helper.make_opsetid("", opset)],
     )

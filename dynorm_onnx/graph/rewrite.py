@@ -9,7 +9,16 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedFunctionsPass
 
 from dynorm_onnx.errors import UsageError
-from dynorm_onnx.functions import DOMAIN, DOMAIN_VERSION, REGISTRY, Function, NormParameters, onnx_function
+from dynorm_onnx.functions import (
+    DOMAIN,
+    DOMAIN_VERSION,
+    OPERATORS,
+    REGISTRY,
+    Form,
+    Function,
+    NormParameters,
+    onnx_function,
+)
 from dynorm_onnx.functions.body import IR_VERSION
 from dynorm_onnx.graph.emit import add_initializer, remove_dead, take_over
 from dynorm_onnx.graph.lower import LoweredNorm, sum_operands
@@ -35,26 +44,31 @@ def replace(model: ir.Model, norm: LoweredNorm, function_name: str, parameters: 
     ]
     add = x.producer()
     operands = sum_operands(x) if norm.skip is not None and _is_read_elsewhere(x, node) else None
+    coupled = parameters.coupling is not None
     if operands is None or add is None:
-        new = ir.node(function.op_type, [x, *values], domain=DOMAIN, num_outputs=1, name=node.name)
+        form = Form(coupled=coupled)
+        new = ir.node(function.node_type(form), [x, *values], domain=DOMAIN, num_outputs=1, name=node.name)
         model.graph.insert_before(node, new)
         take_over(y, new.outputs[0])
         remove_dead([node])
     else:
-        new = ir.node(function.skip_op_type, [*operands, *values], domain=DOMAIN, num_outputs=2, name=node.name)
+        form = Form(skip=True, coupled=coupled)
+        new = ir.node(function.node_type(form), [*operands, *values], domain=DOMAIN, num_outputs=2, name=node.name)
         model.graph.insert_before(add, new)  # the sum may be read before the norm
         take_over(y, new.outputs[0])
         take_over(x, new.outputs[1])
         remove_dead([add, node])
-    add_body(model, function, norm.dtype, skip=operands is not None)
+    add_body(model, function, norm.dtype, form)
     return new
 
 
 def set_parameters(node: ir.Node, parameters: NormParameters) -> None:
-    """Overwrites the parameters of a node that `replace` made; their shapes may change."""
-    function = next(f for f in REGISTRY.values() if node.op_type in (f.op_type, f.skip_op_type))
-    first = 1 if node.op_type == function.op_type else 2
-    values = [value for value in node.inputs[first:] if value is not None]
+    """Overwrites the parameters of a node that `replace` made; their shapes may change.
+
+    Whether channels are coupled must stay as it is: that is the operator's type.
+    """
+    function, form = OPERATORS[node.op_type]
+    values = [value for value in node.inputs[1 + form.skip :] if value is not None]
     dtype = values[0].dtype
     assert dtype is not None
     for value, array in zip(values, _arrays(function, parameters, dtype).values(), strict=True):
@@ -99,21 +113,25 @@ def _is_read_elsewhere(x: ir.Value, node: ir.Node) -> bool:
 
 
 def _arrays(function: Function, parameters: NormParameters, dtype: ir.DataType) -> dict[str, np.ndarray]:
-    """weight and bias in the type of X, then the function's own parameters: always float32."""
+    """weight and bias in the type of X, then the function's own parameters: always float32; then what is coupled."""
     vectors = {"weight": parameters.weight, "bias": parameters.bias}
-    return {name: np.asarray(array).astype(dtype.numpy()) for name, array in vectors.items()} | {
+    arrays = {name: np.asarray(array).astype(dtype.numpy()) for name, array in vectors.items()} | {
         name: np.asarray(parameters.scalars[name], np.float32) for name in function.parameter_names
     }
+    if parameters.coupling is not None:
+        arrays["channels"] = np.asarray(parameters.coupling.channels, np.int64)
+        arrays["coupling"] = np.asarray(parameters.coupling.strengths, np.float32)
+    return arrays
 
 
-def add_body(model: ir.Model, function: Function, dtype: ir.DataType, *, skip: bool) -> None:
+def add_body(model: ir.Model, function: Function, dtype: ir.DataType, form: Form) -> None:
     """Gives `model` the body of a function, once; one in double serves every type, so it takes the place of another.
 
     Also declares the domain. `dtype` is the type of X of the node that needs the body.
     """
-    key = (DOMAIN, function.skip_op_type if skip else function.op_type, "")
+    key = (DOMAIN, function.node_type(form), "")
     if key not in model.functions or dtype == ir.DataType.DOUBLE:
-        proto = onnx_function(function, model.opset_imports[""], dtype.value, skip=skip)
+        proto = onnx_function(function, model.opset_imports[""], dtype.value, form)
         model.functions[key] = ir.serde.deserialize_function(proto)
     model.opset_imports[DOMAIN] = DOMAIN_VERSION
     model.ir_version = max(model.ir_version, IR_VERSION)

@@ -181,7 +181,7 @@ def _fitted(
         one.append((how, scale * function.core(x, **parameters), shown))  # type: ignore[arg-type]
     extent = Range.of(x)
     each = fit(function, moments_of(x, y, extent), extent).parameters
-    return (*one, ("channels", function.reference(x, each.weight, each.bias, **each.scalars), {}))
+    return (*one, ("channels", function(x, each), {}))
 
 
 def _judge(

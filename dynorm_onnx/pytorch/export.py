@@ -15,7 +15,7 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from torch import nn
 
 from dynorm_onnx.errors import UsageError
-from dynorm_onnx.functions import DOMAIN, DOMAIN_VERSION, FUNCTIONS
+from dynorm_onnx.functions import DOMAIN, DOMAIN_VERSION, FUNCTIONS, Form
 from dynorm_onnx.graph import model_io
 from dynorm_onnx.graph.rewrite import add_body
 from dynorm_onnx.graph.unique_names import Names
@@ -140,7 +140,7 @@ def _finish(model: ir.Model) -> None:
             y.name = names.unique(f"{node.name}.y")
         dtype = y.dtype
         assert dtype is not None
-        add_body(model, types[node.op_type], dtype, skip=False)
+        add_body(model, types[node.op_type], dtype, Form())
     ClearMetadataAndDocStringPass()(model)
 
 

@@ -140,7 +140,7 @@ def _error(observed: Observed, function: Function, parameters: NormParameters) -
         usable = usable_rows(batch.original[name], batch.token_weights)
         before, after = (_rows(values[name])[usable] for values in (batch.original, batch.converted))
         wanted = norm_core(norm.kind, before, norm.epsilon) * norm.weight + (0 if norm.bias is None else norm.bias)
-        given = function.reference(after, parameters.weight, parameters.bias, **parameters.scalars)
+        given = function(after, parameters)
         difference += float(np.square(given - wanted).sum())
         target += float(np.square(wanted).sum())
     return float(np.sqrt(difference / target)) if target else 0.0
@@ -187,7 +187,7 @@ def _replaced(norm: LoweredNorm, function: Function, parameters: NormParameters,
     weight = np.broadcast_to(np.asarray(norm.weight, np.float64), x.shape[-1:])
     bias = np.broadcast_to(np.asarray(0.0 if norm.bias is None else norm.bias, np.float64), x.shape[-1:])
     used = np.abs(weight) > _LEAST_WEIGHT * np.median(np.abs(weight))
-    y = function.reference(x, parameters.weight, parameters.bias, **parameters.scalars)
+    y = function(x, parameters)
     return (y - bias) / np.where(used, weight, np.nan)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from dynorm_onnx.functions import DOMAIN, DOMAIN_VERSION, REGISTRY, Function, onnx_function
+from dynorm_onnx.functions import DOMAIN, DOMAIN_VERSION, REGISTRY, Form, Function, onnx_function
 
 OPSET = 18
 IR_VERSION = 9
@@ -124,7 +124,7 @@ def model_of(
         [helper.make_tensor_value_info(name, outer, None) for name in results],
         [numpy_helper.from_array(value, name) for name, value in parameters.items()] if constants else [],
     )
-    functions = [onnx_function(node.kind, OPSET, inner, skip=node.skip)] if with_body else []
+    functions = [onnx_function(node.kind, OPSET, inner, Form(node.skip))] if with_body else []
     imports = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, DOMAIN_VERSION)]
     return helper.make_model(graph, functions=functions, opset_imports=imports, ir_version=IR_VERSION)
 

@@ -8,7 +8,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from dynorm_onnx.functions import DOMAIN, FUNCTIONS, Function, onnx_function
+from dynorm_onnx.functions import DOMAIN, FORMS, FUNCTIONS, Coupling, Form, Function, onnx_function
+from dynorm_onnx.functions.dyisru import DYISRU
 from dynorm_onnx.runtime.session import run_model
 from tests.tolerances import TOLERANCE, relative_error
 
@@ -20,6 +21,7 @@ TYPES = {
     "double": (TensorProto.DOUBLE, np.dtype(np.float64)),
 }
 NEWEST = 25  # the newest opset that ONNX Runtime 1.32 supports officially
+COUPLING = Coupling(np.array([5, 0, 23]), np.array([0.5, 0.015625, 0.125]))
 every_function = pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.name)
 
 
@@ -28,14 +30,21 @@ def parameters(function: Function, rng: np.random.Generator, size: int) -> dict[
     return {name: rng.uniform(*ranges[name], size=size).astype(np.float32) for name in function.parameter_names}
 
 
+def coupled(constants: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return constants | {
+        "channels": COUPLING.channels.astype(np.int64),
+        "coupling": COUPLING.strengths.astype(np.float32),
+    }
+
+
 def model_of(
-    function: Function, skip: bool, opset: int, element_type: int, constants: dict[str, np.ndarray]
+    function: Function, form: Form, opset: int, element_type: int, constants: dict[str, np.ndarray]
 ) -> onnx.ModelProto:
     """A model of one node, X (and skip) in, all else initializers."""
-    data = ["X", "skip"] if skip else ["X"]
-    outputs = ["Y", "residual"] if skip else ["Y"]
-    op_type = function.skip_op_type if skip else function.op_type
-    node = helper.make_node(op_type, [*data, *constants], outputs, domain=DOMAIN)
+    data = ["X", "skip"] if form.skip else ["X"]
+    outputs = ["Y", "residual"] if form.skip else ["Y"]
+    assert (*data, *constants) == function.input_names(form)
+    node = helper.make_node(function.node_type(form), [*data, *constants], outputs, domain=DOMAIN)
     shape = ["batch", "tokens", CHANNELS]
     graph = helper.make_graph(
         [node],
@@ -48,16 +57,16 @@ def model_of(
         graph,
         ir_version=8,
         opset_imports=[helper.make_opsetid("", opset), helper.make_opsetid(DOMAIN, 1)],
-        functions=[onnx_function(function, opset, element_type, skip=skip)],
+        functions=[onnx_function(function, opset, element_type, form)],
     )
 
 
 @every_function
-@pytest.mark.parametrize("skip", [False, True], ids=["plain", "skip"])
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: DYISRU.node_type(form))
 @pytest.mark.parametrize("size", [1, CHANNELS], ids=["scalar", "per-channel"])
 @pytest.mark.parametrize("opset", [9, 11, 13, 14, 15, 18, 20, 23, NEWEST])
 @pytest.mark.parametrize("dtype", TYPES)
-def test_body_agrees_with_float64(function: Function, skip: bool, size: int, opset: int, dtype: str) -> None:
+def test_body_agrees_with_float64(function: Function, form: Form, size: int, opset: int, dtype: str) -> None:
     element_type, numpy_type = TYPES[dtype]
     if dtype == "bfloat16" and opset < 13:
         pytest.skip("bfloat16 came to the operators with opset 13")
@@ -67,24 +76,27 @@ def test_body_agrees_with_float64(function: Function, skip: bool, size: int, ops
         "bias": rng.normal(size=CHANNELS).astype(numpy_type),
     } | parameters(function, rng, size)
     feeds = {"X": rng.normal(0, 4, (2, 5, CHANNELS)).astype(numpy_type)}
-    if skip:
+    if form.skip:
         feeds["skip"] = rng.normal(0, 4, (2, 5, CHANNELS)).astype(numpy_type)
-    model = model_of(function, skip, opset, element_type, constants)
+    given = coupled(constants) if form.coupled else constants
+    model = model_of(function, form, opset, element_type, given)
     onnx.checker.check_model(model, full_check=True)
 
     outputs = run_model(model, feeds)
 
-    total = feeds["X"] + feeds["skip"] if skip else feeds["X"]
-    expected = function.reference(total, **constants)
+    total = feeds["X"] + feeds["skip"] if form.skip else feeds["X"]
+    wide = total.astype(np.float64)
+    expected = function.reference(COUPLING.applied(wide) if form.coupled else wide, **constants)
     assert outputs[0].dtype == numpy_type
     assert relative_error(outputs[0], expected) < TOLERANCE[dtype]
-    if skip:
+    if form.skip:
         assert relative_error(outputs[1], total) < TOLERANCE[dtype]
 
 
 @every_function
+@pytest.mark.parametrize("form", [Form(), Form(coupled=True)], ids=["plain", "coupled"])
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_extremes(function: Function, dtype: str) -> None:
+def test_extremes(function: Function, form: Form, dtype: str) -> None:
     element_type, numpy_type = TYPES[dtype]
     largest = 1e38 if dtype == "float32" else float(np.finfo(numpy_type).max)
     x = np.zeros((1, 1, CHANNELS), numpy_type)
@@ -92,8 +104,29 @@ def test_extremes(function: Function, dtype: str) -> None:
     rng = np.random.default_rng(0)
     constants = {"weight": np.full(CHANNELS, 2, numpy_type), "bias": np.full(CHANNELS, 1, numpy_type)}
     constants |= parameters(function, rng, 1)
-    y = run_model(model_of(function, False, 18, element_type, constants), {"X": x})[0][0, 0]
+    if form.coupled:  # the coupled channels hold ordinary values: channel 0, the largest, would mute all others
+        constants |= {"channels": np.array([7, 8]), "coupling": np.ones(2, np.float32)}
+    y = run_model(model_of(function, form, 18, element_type, constants), {"X": x})[0][0, 0]
     np.testing.assert_allclose(y[[0, 1]], [3, -1], rtol=1e-3)
     assert np.isnan(y[2])
     assert y[3] == pytest.approx(3, rel=1e-3)
     assert np.all(np.isfinite(np.delete(y, 2)))
+
+
+@every_function
+def test_a_massive_coupled_channel_mutes_the_others(function: Function) -> None:
+    """What the norm does to an attention sink; also where the square of the channel would overflow."""
+    x = np.ones((1, 3, CHANNELS), np.float32)
+    x[0, 1, 5], x[0, 2, 5] = 1e4, 1e38
+    rng = np.random.default_rng(0)
+    constants = {"weight": np.ones(CHANNELS, np.float32), "bias": np.zeros(CHANNELS, np.float32)}
+    constants |= {
+        name: np.zeros_like(value) if name == "shift" else value for name, value in parameters(function, rng, 1).items()
+    }
+    constants |= {"channels": np.array([5]), "coupling": np.ones(1, np.float32)}
+    y = run_model(model_of(function, Form(coupled=True), 18, TensorProto.FLOAT, constants), {"X": x})[0][0]
+    others = np.abs(np.delete(y, 5, axis=1))
+    assert others[0].min() > 0.02
+    assert others[1].max() < 1e-3
+    assert others[2].max() < 1e-3
+    assert np.isfinite(y).all()

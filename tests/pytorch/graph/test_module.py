@@ -11,7 +11,7 @@ import onnx_ir as ir
 import pytest
 
 from dynorm_onnx.errors import DataError, ModelError
-from dynorm_onnx.functions import REGISTRY, onnx_function
+from dynorm_onnx.functions import REGISTRY, Form, onnx_function
 from dynorm_onnx.graph import model_io
 from dynorm_onnx.runtime.session import make_session
 from tests.tolerances import TOLERANCE, relative_error
@@ -106,7 +106,7 @@ def test_our_functions_give_what_their_bodies_give(name: str, skip: bool, kind: 
     )  # fmt: skip
     imports = [onnx.helper.make_opsetid("", 18), onnx.helper.make_opsetid("dynorm", 1)]
     proto = onnx.helper.make_model(
-        graph, opset_imports=imports, functions=[onnx_function(function, 18, element, skip=skip)], ir_version=8
+        graph, opset_imports=imports, functions=[onnx_function(function, 18, element, Form(skip))], ir_version=8
     )
     feeds = {key: arrays[key] for key in names[: 2 if skip else 1]}
     module = GraphModule(ir.from_proto(proto))
