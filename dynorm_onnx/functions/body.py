@@ -22,7 +22,8 @@ def onnx_function(function: Function, opset: int, element_type: int, form: Form)
     """The body of one form of `function` in standard operators of `opset`.
 
     Inputs X (and skip) [..., C] of type T, weight and bias [C] of type T, then the parameters, float32, [1] or [C]; of
-    the coupled forms also channels, int64 [k], and coupling, float32 [k]. Outputs Y of type T (and residual = X + skip).
+    the coupled forms also channels, int64 [k], and coupling, float32 [k].
+    Outputs: Y of type T (and residual = X + skip).
     It computes in float32, or in double where `element_type` is double; from opset 15 on one body in double serves
     every T, one in float32 every T but double.
     """
