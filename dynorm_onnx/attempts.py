@@ -9,6 +9,7 @@ from typing import Any
 import onnx_ir as ir
 
 from dynorm_onnx.calibration.data import CalibrationData
+from dynorm_onnx.calibration.fit_rows import Leeway
 from dynorm_onnx.calibration.norms import Calibrated, calibrate_norms
 from dynorm_onnx.calibration.reconstruct import reconstruct
 from dynorm_onnx.config import ConvertConfig
@@ -41,6 +42,7 @@ def attempt(
     lowered: ir.Model,
     norms: Sequence[LoweredNorm],
     data: CalibrationData | None,
+    leeway: Mapping[str, Leeway],
     clock: StepClock,
 ) -> Attempt:
     """The lowered model with these norms replaced by the method of the config."""
@@ -51,7 +53,7 @@ def attempt(
             if method == "distil":
                 fitted = not config.is_bounded and begins_fitted(lowered, norms, config.train)
                 method, batches = "fit" if fitted else "reconstruct", reconstruction_batches(data)
-            calibrated = METHODS[method](lowered, norms, REGISTRY[config.to], batches, advance)
+            calibrated = METHODS[method](lowered, norms, REGISTRY[config.to], batches, advance, leeway)
     with clock.step("rewrite"):
         converted = rewritten(config, lowered, norms, calibrated)
     with clock.step("validate"):

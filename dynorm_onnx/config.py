@@ -31,6 +31,7 @@ class ConvertConfig:
     samples: int = 256
     max_length: int = 256
     method: str = "reconstruct"
+    coupled: int | None = None  # at most how many channels stay in each norm's sum; None: as many as it needs
     steps: int = 600  # batches of about 2,048 tokens that "distil" trains on
     learning_rate: float = 0.003  # of "distil", relative to each weight's root mean square
     train: str = "all"  # what it trains: "norms", the parameters of the functions, or "all" weights
@@ -56,6 +57,8 @@ class ConvertConfig:
         _at_least("--samples", self.samples, 2)  # one to calibrate with, one to validate on
         _at_least("--max-length", self.max_length, 1)
         _at_least("--steps", self.steps, 1)
+        if self.coupled is not None:
+            _at_least("--coupled", self.coupled, 0)
         check_choice("--train", self.train, TRAIN)
         if self.report is not None and self.report.absolute() in (self.model.absolute(), self.output_path.absolute()):
             raise UsageError(f"--report {self.report} is the file of a model; name another")

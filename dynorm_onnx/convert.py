@@ -73,6 +73,12 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument("--samples", type=int, help=f"samples used ({counts})")
     data.add_argument("--max-length", type=int, default=defaults["max_length"], help="tokens a sample (%(default)s)")
     data.add_argument("--method", choices=METHODS, default=defaults["method"], help="how (%(default)s)")
+    data.add_argument(
+        "--coupled",
+        type=_coupled,
+        metavar="{auto,N}",
+        help="channels of each norm that stay in its sum, at most; auto: 32 where tokens are massive, else 0 (auto)",
+    )
     data.add_argument("--steps", type=int, default=defaults["steps"], help="to distil, of 2,048 tokens (%(default)s)")
     rate = "of distil, relative to each weight's root mean square (%(default)s)"
     data.add_argument("--learning-rate", type=float, default=defaults["learning_rate"], metavar="X", help=rate)
@@ -107,6 +113,10 @@ def _parser() -> argparse.ArgumentParser:
     output.add_argument("-v", "--verbose", action="count", default=0, help="log what is done; twice for all")
     output.add_argument("-q", "--quiet", action="store_true", help="no progress bar, no log")
     return parser
+
+
+def _coupled(text: str) -> int | None:
+    return None if text == "auto" else int(text)
 
 
 def _log_to(console: Console, verbosity: int, quiet: bool) -> None:

@@ -10,6 +10,8 @@ import onnx_ir as ir
 
 from dynorm_onnx.attempts import distilled, with_weights_folded
 from dynorm_onnx.calibration.data import CalibrationData, load_calibration
+from dynorm_onnx.calibration.fit_rows import Leeway
+from dynorm_onnx.calibration.leeway import leeways
 from dynorm_onnx.calibration.norms import Calibrated
 from dynorm_onnx.config import ConvertConfig, check_choice
 from dynorm_onnx.distillation import require_torch
@@ -61,7 +63,8 @@ def convert_model(model: str | os.PathLike[str], *, progress: Progress = no_prog
     norms = lower(prepared, chosen)
     with clock.step("fold"):
         norms, folds = centring_folded(config, prepared, norms, found)
-    met = within_bounds(config, prepared, norms, data, clock)
+    leeway = _leeway(config, prepared, norms, data, clock)
+    met = within_bounds(config, prepared, norms, data, leeway, clock)
     kept |= {name: f"kept for the bound: its replacement costs {cost:.2g} of it" for name, cost in met.kept.items()}
     outcome = distilled(config, prepared, [n for n in norms if n.site_name not in met.kept], met.outcome, data, clock)
     outcome, weight_folds = with_weights_folded(config, norms, outcome, data, clock)
@@ -116,6 +119,20 @@ def _data(config: ConvertConfig, original: ir.Model, progress: Progress) -> Cali
         folder=config.model.parent,
         progress=lambda done, total: progress("data", done, total),
     )
+
+
+def _leeway(
+    config: ConvertConfig,
+    lowered: ir.Model,
+    norms: Sequence[LoweredNorm],
+    data: CalibrationData | None,
+    clock: StepClock,
+) -> dict[str, Leeway]:
+    """How many channels of each norm may stay coupled; nothing where nothing is fitted."""
+    if config.to == "rmsnorm" or data is None:
+        return {}
+    with clock.step("look") as advance:
+        return leeways(config.coupled, lowered, norms, data.calibration, advance)
 
 
 def _require_same_outputs(config: ConvertConfig, fused: ir.Model, data: CalibrationData | None) -> None:

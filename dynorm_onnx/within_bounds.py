@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
 from dynorm_onnx.attempts import Attempt, attempt, rewritten
 from dynorm_onnx.bounds import Met, keep_costliest
 from dynorm_onnx.calibration.data import CalibrationData
+from dynorm_onnx.calibration.fit_rows import Leeway
 from dynorm_onnx.config import ConvertConfig
 from dynorm_onnx.errors import BoundError
 from dynorm_onnx.graph.linear import find_linear_layers
@@ -26,12 +27,13 @@ def within_bounds(
     lowered: ir.Model,
     norms: Sequence[LoweredNorm],
     data: CalibrationData | None,
+    leeway: Mapping[str, Leeway],
     clock: StepClock,
 ) -> Met[Attempt]:
     """The conversion, with as many norms kept as --max-kl and --max-error ask for; BoundError if all must be."""
 
     def without(kept: frozenset[str]) -> Attempt:
-        return attempt(config, lowered, [norm for norm in norms if norm.site_name not in kept], data, clock)
+        return attempt(config, lowered, [norm for norm in norms if norm.site_name not in kept], data, leeway, clock)
 
     if not config.is_bounded:
         return Met(without(frozenset()), {})

@@ -20,6 +20,10 @@ GOLDEN_STEPS = 18
 SHIFTS = np.linspace(-1.5, 1.5, 13)
 # alpha * (largest |x|) on the grid: from linear over all data to saturated for all but the smallest.
 GENTLEST, STEEPEST = 0.02, 300.0
+CARRIED = 1e-3
+"""The share of |weight| that counts as error. weight * core + bias is rounded in the model's type, and where x never
+changes sign least squares would find a function whose weight and bias are millions and cancel."""
+LEAST_VARIANCE = 1e-10  # of a core over its squared mean: below it is rounding, and the channel constant
 _GOLDEN = (np.sqrt(5.0) - 1) / 2
 
 
@@ -27,13 +31,16 @@ _GOLDEN = (np.sqrt(5.0) - 1) / 2
 class Fit:
     """A fitted replacement and how much of the target it leaves unexplained.
 
-    relative_error is ||y - target|| / ||target|| over all tokens and channels; per_channel the same
-    channel by channel, [C].
+    relative_error is ||y - target|| / ||target|| over all tokens and channels that were solved with; per_channel the
+    same channel by channel, [C]; held_out_error that of other tokens, None where there were none. length_errors says
+    what each coupled channel brought (coupling.Chosen).
     """
 
     parameters: NormParameters
     relative_error: float
     per_channel: np.ndarray
+    held_out_error: float | None = None
+    length_errors: tuple[float, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +120,18 @@ def _least_squares(core: np.ndarray, moments: Moments) -> _Line:
     centred = core - core_mean[:, None]
     variance = (moments.count * centred**2).sum(1)
     covariance = (moments.sum_target * centred).sum(1)
-    weight = np.divide(covariance, variance, out=np.zeros_like(variance), where=variance > 0)
+    varies = variance > LEAST_VARIANCE * tokens * core_mean**2
+    weight = np.divide(covariance, variance, out=np.zeros_like(variance), where=varies)
     bias = target_mean - weight * core_mean
     error = moments.target_squares - tokens * target_mean**2 - weight * covariance
-    return _Line(weight, bias, np.maximum(error, 0.0))
+    return _Line(weight, bias, np.maximum(error, 0.0) + tokens * np.square(CARRIED * weight))
+
+
+def error_on(function: Function, parameters: NormParameters, moments: Moments) -> float:
+    """||y - target|| / ||target|| of parameters on moments of x that were not fitted to; x with the gain, if any."""
+    wide = {
+        name: np.broadcast_to(value, parameters.weight.shape)[:, None] for name, value in parameters.scalars.items()
+    }
+    y = parameters.weight[:, None] * function.core(moments.bin_means, **wide) + parameters.bias[:, None]
+    squared = (moments.count * y**2 - 2 * moments.sum_target * y).sum() + moments.target_squares.sum()
+    return float(np.sqrt(max(squared, 0.0) / max(moments.target_squares.sum(), np.finfo(float).tiny)))

@@ -5,7 +5,6 @@ Least squares on logits counts every word of the vocabulary alike; what matters 
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import itertools
 import logging
@@ -13,8 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from dynorm_onnx.calibration.held_out import held_out_rows
 from dynorm_onnx.calibration.lbfgs import MEMORY, Objective, minimise
-from dynorm_onnx.calibration.ridge import HELD_OUT_SHARE, training_and_held_out
 from dynorm_onnx.calibration.stages import Activations
 from dynorm_onnx.graph.linear import LinearLayer
 
@@ -77,26 +76,18 @@ def sampling_step(tokens: int, weights: int) -> int:
 def search(name: str, training: Objective, held_out: Objective, start: np.ndarray) -> np.ndarray | None:
     """Weights of less mean KL than `start`, by as many steps of L-BFGS as are best for held-out tokens.
 
-    So many steps are then made anew with all tokens. None where held-out tokens gain nothing.
+    None where held-out tokens gain nothing.
     """
     steps, best = 0, held_out(start)[0]
-    first = best
+    first, found = best, None
     for step, weights in enumerate(itertools.islice(minimise(training, start.astype(np.float64)), MOST_STEPS), 1):
         kl = held_out(weights)[0]
         if kl < best:
-            steps, best = step, kl
+            steps, best, found = step, kl, weights
         elif step == steps + PATIENCE:
             break
     log.info("%s: held-out KL %.4f -> %.4f in %d steps", name, first, best, steps)
-
-    def on_all(weights: np.ndarray) -> tuple[float, np.ndarray]:
-        parts = (training(weights), held_out(weights))
-        shares = (1 - 1 / HELD_OUT_SHARE, 1 / HELD_OUT_SHARE)
-        value = sum(share * part[0] for share, part in zip(shares, parts, strict=True))
-        return value, np.sum([share * part[1] for share, part in zip(shares, parts, strict=True)], axis=0)
-
-    found = collections.deque(itertools.islice(minimise(on_all, start.astype(np.float64)), steps), maxlen=1)
-    return found[0] if found else None
+    return found
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -131,7 +122,8 @@ def _collect(
         original, converted = (_with_one(values[x], every) for values in (batch.original, batch.converted))
         usable = np.isfinite(original).all(1) & np.isfinite(converted).all(1)
         features, log_p = converted[usable], log_softmax(original[usable] @ weights)
-        for part, rows in zip(parts, training_and_held_out(len(features)), strict=True):
+        chooses = held_out_rows(batch.held_out, batch.original[x].size // layer.inputs)[::every][usable]
+        for part, rows in zip(parts, (~chooses, chooses), strict=True):
             part.append(_Tokens(features[rows], log_p[rows]))
     return _joined(parts[0]), _joined(parts[1])
 

@@ -7,8 +7,9 @@ from typing import Protocol
 
 import numpy as np
 
+from dynorm_onnx.calibration.held_out import held_out_rows
 from dynorm_onnx.calibration.layer_groups import LayerGroup
-from dynorm_onnx.calibration.ridge import Equations, NormalSums, TokenRows, training_and_held_out
+from dynorm_onnx.calibration.ridge import Equations, NormalSums, TokenRows
 from dynorm_onnx.calibration.stages import Activations
 from dynorm_onnx.calibration.weights import row_weights
 from dynorm_onnx.graph.linear import LinearLayer
@@ -87,7 +88,8 @@ def gather(group: LayerGroup, activations: Callable[[], Iterator[Activations]]) 
         }
         f = root * np.hstack([converted[usable], np.ones((len(root), 1), np.float32)])
         change = root * (original - converted)[usable]
-        for part, rows in zip(parts, training_and_held_out(len(f)), strict=True):
+        chooses = held_out_rows(batch.held_out, len(usable))[usable]
+        for part, rows in zip(parts, (~chooses, chooses), strict=True):
             part.add(f[rows], change[rows], {name: error[rows] for name, error in stream.items()})
     return parts
 

@@ -18,10 +18,13 @@ BINS = 256
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """Per channel, [C] float64: the largest |x|, the sum of x^2, and how many tokens were seen."""
+    """Per channel, [C] float64: the largest |x|, the sum of ln |x| over tokens where x is not 0, and how many those
+    are; and how many tokens were seen.
+    """
 
     largest: np.ndarray
-    squares: np.ndarray
+    logarithms: np.ndarray
+    present: np.ndarray
     tokens: int
 
     @classmethod
@@ -29,17 +32,29 @@ class Range:
         """The range of x [..., C]; values that are not finite are left out."""
         rows = finite_rows(x)
         if not len(rows):
-            return cls(np.zeros(x.shape[-1]), np.zeros(x.shape[-1]), 0)
-        return cls(np.abs(rows).max(0), np.square(rows).sum(0), len(rows))
+            nothing = np.zeros(x.shape[-1])
+            return cls(nothing, nothing, nothing, 0)
+        size = np.abs(rows)
+        present = size > 0
+        logarithms = np.log(size, out=np.zeros_like(size), where=present)
+        return cls(size.max(0), logarithms.sum(0), present.sum(0).astype(np.float64), len(rows))
 
     def merge(self, other: Range) -> Range:
         """The range of the joined data."""
-        return Range(np.maximum(self.largest, other.largest), self.squares + other.squares, self.tokens + other.tokens)
+        return Range(
+            np.maximum(self.largest, other.largest),
+            self.logarithms + other.logarithms,
+            self.present + other.present,
+            self.tokens + other.tokens,
+        )
 
     @property
-    def rms(self) -> np.ndarray:
-        """Root mean square per channel."""
-        return np.sqrt(self.squares / max(self.tokens, 1))
+    def usual(self) -> np.ndarray:
+        """The usual |x| per channel, 0 where x is always 0: a geometric mean, which no outlier moves as it would the
+        root mean square. (In units in which it is about the standard deviation of normal x.)
+        """
+        mean = np.exp(self.logarithms / np.maximum(self.present, 1.0))
+        return np.where(self.present > 0, 2.0 * mean, 0.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +118,7 @@ def finite_rows(x: np.ndarray) -> np.ndarray:
 
 def _scale(extent: Range) -> tuple[np.ndarray, np.ndarray]:
     """(where asinh turns from linear to logarithmic, asinh of the largest x), per channel."""
-    scale = np.where(extent.rms > 0, extent.rms, 1.0)
+    usual = np.maximum(extent.usual, 1e-9 * extent.largest)
+    scale = np.where(usual > 0, usual, 1.0)
     half_width = np.arcsinh(extent.largest / scale)
     return scale, np.where(half_width > 0, half_width, 1.0)

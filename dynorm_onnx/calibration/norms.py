@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
-from dynorm_onnx.calibration.fit import Fit, fit
-from dynorm_onnx.calibration.moments import Moments, Range, moments_of
+from dynorm_onnx.calibration.fit import Fit
+from dynorm_onnx.calibration.fit_rows import Leeway, fit_rows, told
+from dynorm_onnx.calibration.held_out import held_out_samples
 from dynorm_onnx.calibration.plan import SolvePoint
+from dynorm_onnx.calibration.rows import Rows
 from dynorm_onnx.calibration.stages import Activations, StageRunner
-from dynorm_onnx.calibration.weights import row_weights, weights_of_batches
+from dynorm_onnx.calibration.weights import weights_of_batches
 from dynorm_onnx.functions import Function
 from dynorm_onnx.graph.lower import LoweredNorm
 from dynorm_onnx.graph.model_io import clone
 from dynorm_onnx.graph.rewrite import replace
 from dynorm_onnx.runtime.arrays import Feeds
 
-STEEPER = 3.0
-"""Steepness relative to that of least squared error. A norm takes no notice of its input's length; a
-function of single channels does, the less the more it saturates. Least squares sees one norm at a time
-and chooses nearly straight lines, through which an error in length runs on and grows from layer to layer
-(docs/quality.md has the measurements)."""
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,10 +48,14 @@ def calibrate_norms(
     function: Function,
     batches: Sequence[Feeds],
     progress: Callable[[int, int], None],
+    leeway: Mapping[str, Leeway],
 ) -> Calibrated:
-    """Method "fit": the parameters of every norm, nothing else. `lowered` is not changed."""
+    """Method "fit": the parameters of every norm, nothing else. `lowered` is not changed.
+
+    `leeway` says by site how many channels may stay coupled and how steep the function is made.
+    """
     fits: dict[str, Fit] = {}
-    solve_in_order(lowered, norm_solvers(norms, function, fits), batches, progress)
+    solve_in_order(lowered, norm_solvers(norms, function, fits, leeway), batches, progress)
     return Calibrated(fits)
 
 
@@ -68,20 +70,25 @@ def solve_in_order(
     by_name = {point.name: solve for point, solve in solvers}
     points = [point for point, _ in solvers]
     weights = weights_of_batches(lowered, batches)
-    with StageRunner(lowered, converted, points, batches, token_weights=weights) as runner:
+    held_out = held_out_samples(batches)
+    with StageRunner(lowered, converted, points, batches, token_weights=weights, held_out=held_out) as runner:
         for point in runner.points(progress):
             by_name[point.name](converted, runner.activations)
 
 
 def norm_solvers(
-    norms: Sequence[LoweredNorm], function: Function, fits: dict[str, Fit]
+    norms: Sequence[LoweredNorm], function: Function, fits: dict[str, Fit], leeway: Mapping[str, Leeway]
 ) -> list[tuple[SolvePoint, Solver]]:
     """A point and a solver for each norm; the solver puts the function in place and its Fit into `fits`."""
 
     def solver(norm: LoweredNorm) -> Solver:
         def solve(converted: ir.Model, activations: Callable[[], Iterator[Activations]]) -> None:
-            fits[norm.site_name] = solve_norm(norm, function, activations)
-            put_in_place(converted, norm, function, fits[norm.site_name])
+            fitted = fit_rows(
+                function, norm.kind, norm.epsilon, lambda: rows_of_norm(norm, activations), leeway[norm.site_name]
+            )
+            log.info("%s: %s", norm.site_name, told(fitted))
+            fits[norm.site_name] = fitted
+            put_in_place(converted, norm, function, fitted)
 
         return solve
 
@@ -94,20 +101,11 @@ def norm_point(norm: LoweredNorm) -> SolvePoint:
     return SolvePoint(y, (norm.node,), original=(y,), converted=(x,))
 
 
-def solve_norm(norm: LoweredNorm, function: Function, activations: Callable[[], Iterator[Activations]]) -> Fit:
-    """The fit of one norm over all batches, in two passes: the range of x, then its moments."""
+def rows_of_norm(norm: LoweredNorm, activations: Callable[[], Iterator[Activations]]) -> Iterator[Rows]:
+    """What the norm's fit sees: the converted model's x, the original's y."""
     x, y = str(norm.x.name), str(norm.y.name)
-    extent = functools.reduce(Range.merge, (Range.of(batch.converted[x]) for batch in activations()))
-    moments = functools.reduce(
-        Moments.merge,
-        (
-            moments_of(
-                batch.converted[x], batch.original[y], extent, row_weights(batch.token_weights, batch.converted[x])
-            )
-            for batch in activations()
-        ),
-    )
-    return fit(function, moments, extent, STEEPER)
+    for batch in activations():
+        yield Rows.of(batch.converted[x], batch.original[y], batch.token_weights, batch.held_out)
 
 
 def put_in_place(model: ir.Model, norm: LoweredNorm, function: Function, fitted: Fit) -> None:

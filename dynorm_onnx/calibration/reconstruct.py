@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
 from dynorm_onnx.calibration.data import signature
 from dynorm_onnx.calibration.fit import Fit
+from dynorm_onnx.calibration.fit_rows import Leeway
 from dynorm_onnx.calibration.last_layer import fit_logits_layer, is_too_large
 from dynorm_onnx.calibration.layer_groups import LayerGroup, group_layers, group_point
 from dynorm_onnx.calibration.layer_sums import gather
@@ -43,8 +44,9 @@ def reconstruct(
     function: Function,
     batches: Sequence[Feeds],
     progress: Callable[[int, int], None],
+    leeway: Mapping[str, Leeway],
 ) -> Calibrated:
-    """Fit all norms and re-fit all linear layers behind the first. `lowered` is not changed."""
+    """Fit all norms and re-fit all linear layers behind the first. `lowered` is not changed; `leeway` as for "fit"."""
     groups, notes = group_layers(lowered.graph, norms)
     logits = signature(lowered).logits
     tail = find_tail([layer for group in groups for layer in group.layers], norms, logits)
@@ -77,7 +79,7 @@ def reconstruct(
         ends = tail is not None and tail.logits in group.layers
         return group_point(group, also_converted=tail.converted if tail is not None and ends else ())
 
-    solvers = norm_solvers(norms, function, fits) + [(point(group), solver(group)) for group in groups]
+    solvers = norm_solvers(norms, function, fits, leeway) + [(point(group), solver(group)) for group in groups]
     solve_in_order(lowered, solvers, batches, progress)
     return Calibrated(fits, weights, notes)
 

@@ -20,14 +20,6 @@ STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 SKETCH = 256
 """Mixtures of outputs that stand for all of them when lambda is chosen: solving for many outputs is what takes time."""
 
-HELD_OUT_SHARE = 4  # one token in so many chooses lambda
-
-
-def training_and_held_out(rows: int) -> tuple[slice, slice]:
-    """Which rows of a batch to solve with and which to choose by: the last, so whole samples where it can be."""
-    cut = rows - max(rows // HELD_OUT_SHARE, 1)
-    return slice(0, cut), slice(cut, rows)
-
 
 class Equations(Protocol):
     """The data of a regression of targets R [T, N] on features F [T, K]."""
@@ -171,7 +163,8 @@ class Ridge:
 def solve_ridges(training: Sequence[Data], held_out: Sequence[Data]) -> list[Ridge]:
     """Solve layers that read the same features; one factorisation serves them all.
 
-    Each layer's lambda is chosen on held-out tokens, downhill from the middle of STRENGTHS; then all tokens count.
+    Each layer's lambda is chosen on held-out tokens, downhill from the middle of STRENGTHS. No layer is solved with
+    those, or the layers behind it would choose theirs on tokens that its outputs were fitted to.
     """
     seen, unseen = _Together([sketch(part) for part in training]), [sketch(part) for part in held_out]
 
@@ -179,8 +172,7 @@ def solve_ridges(training: Sequence[Data], held_out: Sequence[Data]) -> list[Rid
         return unseen[layer].error_change(seen.solve(strength)[layer])
 
     chosen = [_downhill(functools.cache(functools.partial(change, layer))) for layer in range(len(training))]
-    merged = [one.merge(other) for one, other in zip(training, held_out, strict=True)]
-    return _solved(merged, chosen)
+    return _solved(training, chosen)
 
 
 def _downhill(change: Callable[[float], float]) -> float | None:

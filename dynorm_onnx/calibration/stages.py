@@ -32,6 +32,7 @@ class Activations:
     original: dict[str, np.ndarray]
     converted: dict[str, np.ndarray]
     token_weights: np.ndarray | None  # [batch, length], see weights.py
+    held_out: np.ndarray | None = None  # bool [batch], see held_out.py
 
 
 class StageRunner:
@@ -50,11 +51,13 @@ class StageRunner:
         batches: Sequence[Feeds],
         *,
         token_weights: Sequence[np.ndarray | None] = (),
+        held_out: Sequence[np.ndarray | None] = (),
         memory_limit: int = MEMORY_LIMIT,
     ) -> None:
         self._models = {"original": original, "converted": converted}
         self._batches = batches
         self._token_weights = token_weights or [None] * len(batches)
+        self._held_out = held_out or [None] * len(batches)
         self._plan: Plan = make_plan(original.graph, points)
         self._stores = {name: ActivationStore(memory_limit // 2) for name in self._models}
         self._stage = 0
@@ -87,6 +90,7 @@ class StageRunner:
                 {name: self._value("original", batch, name) for name in point.original},
                 {name: self._value("converted", batch, name) for name in point.converted},
                 self._token_weights[batch],
+                self._held_out[batch],
             )
 
     def _run(self, which: str, stage: Stage) -> None:

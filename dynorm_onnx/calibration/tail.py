@@ -14,11 +14,12 @@ import numpy as np
 import onnx_ir as ir
 
 from dynorm_onnx.calibration.fit import Fit
+from dynorm_onnx.calibration.held_out import held_out_rows
 from dynorm_onnx.calibration.last_layer import log_softmax, mean_kl, sampling_step, search
 from dynorm_onnx.calibration.lbfgs import MEMORY, Objective
-from dynorm_onnx.calibration.ridge import training_and_held_out
 from dynorm_onnx.calibration.stages import Activations
 from dynorm_onnx.functions import Function, NormParameters
+from dynorm_onnx.functions.coupling import applied
 from dynorm_onnx.graph.linear import LinearLayer
 from dynorm_onnx.graph.lower import LoweredNorm
 
@@ -104,22 +105,27 @@ class _Model:
         self._function = function
         self._scalars = {name: np.asarray(value, np.float32) for name, value in parameters.scalars.items()}
         self._weight = np.asarray(parameters.weight, np.float32)
+        self._coupling = parameters.coupling
         self._step = np.float32(DIFFERENCE * size)
 
     def kl_and_gradient(self, tokens: _Tokens, weights: TailWeights) -> tuple[float, TailWeights]:
         """Mean KL(original || converted), nats, and its gradient."""
         single = weights.single()
         stream = tokens.stream + tokens.features @ single.writer
-        core = self._core(stream)
+        seen = applied(self._coupling, stream)
+        core = self._core(seen)
         y = core * self._weight + single.bias
         log_q = log_softmax(_logits(y, single.logits))
         to_logits = (np.exp(log_q) - np.exp(tokens.log_p)) / np.float32(len(log_q))
         to_y = to_logits @ single.logits[: y.shape[1]].T
-        slope = self._weight * (self._core(stream + self._step) - core) / self._step
+        slope = self._weight * (self._core(seen + self._step) - core) / self._step
+        to_stream = to_y * slope
+        if self._coupling is not None:
+            to_stream = self._coupling.pulled_back(stream, to_stream)
         by_logits = [y.T @ to_logits]
         if len(single.logits) > y.shape[1]:
             by_logits.append(to_logits.sum(0, keepdims=True))
-        gradient = TailWeights(tokens.features.T @ (to_y * slope), to_y.sum(0), np.vstack(by_logits))
+        gradient = TailWeights(tokens.features.T @ to_stream, to_y.sum(0), np.vstack(by_logits))
         return mean_kl(tokens.log_p, log_q), gradient
 
     def _core(self, x: np.ndarray) -> np.ndarray:
@@ -166,7 +172,8 @@ def _collect(tail: Tail, activations: Callable[[], Iterator[Activations]], every
             features = np.hstack([features, np.ones((len(features), 1), np.float32)])
         usable = np.isfinite(features).all(1) & np.isfinite(streams).all(1) & np.isfinite(original).all(1)
         log_p = log_softmax(original[usable] @ matrix + offset)
-        for part, rows in zip(parts, training_and_held_out(len(log_p)), strict=True):
+        chooses = held_out_rows(batch.held_out, batch.converted[stream].size // tail.writer.outputs)[::every][usable]
+        for part, rows in zip(parts, (~chooses, chooses), strict=True):
             part.append(_Tokens(features[usable][rows], streams[usable][rows], log_p[rows]))
     return _Tokens.joined(parts[0]), _Tokens.joined(parts[1])
 

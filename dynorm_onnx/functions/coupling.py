@@ -48,6 +48,14 @@ class Coupling:
         """g x, in the type of x."""
         return x * self.gain(x)
 
+    def pulled_back(self, x: np.ndarray, gradient: np.ndarray) -> np.ndarray:
+        """The gradient of a scalar by x [..., C], given that by g x: dg / dx_j = -g^3 c_j x_j."""
+        gain = self.gain(x)
+        by_x = gain * gradient
+        by_gain = np.sum(gradient * x, axis=-1, keepdims=True)
+        by_x[..., self.channels] -= gain**3 * by_gain * np.asarray(self.strengths, x.dtype) * x[..., self.channels]
+        return by_x
+
 
 def applied(coupling: Coupling | None, x: np.ndarray) -> np.ndarray:
     """g x, or x itself where no channel is coupled."""

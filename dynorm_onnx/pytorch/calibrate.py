@@ -20,10 +20,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from dynorm_onnx.calibration.fit import Fit, fit
-from dynorm_onnx.calibration.moments import Moments, Range, moments_of
-from dynorm_onnx.calibration.norms import STEEPER
-from dynorm_onnx.calibration.weights import row_weights, token_weights
+from dynorm_onnx.calibration.fit import Fit
+from dynorm_onnx.calibration.fit_rows import Leeway, fit_rows
+from dynorm_onnx.calibration.held_out import held_out_samples
+from dynorm_onnx.calibration.rows import Rows
+from dynorm_onnx.calibration.weights import token_weights
 from dynorm_onnx.errors import DataError
 from dynorm_onnx.functions import Function
 from dynorm_onnx.progress import Progress, no_progress
@@ -35,6 +36,7 @@ Batch = Any
 """What one forward pass takes: a tensor, a tuple of arguments, or a mapping of keyword arguments."""
 
 _IDS, _MASK = "input_ids", "attention_mask"
+NO_LEEWAY = Leeway()
 _SAME_LOGITS = 1e-3  # relative: what the rounding of half precision may change
 
 
@@ -53,6 +55,7 @@ def fit_norms(
     data: Iterable[Batch],
     make: Callable[[str, Fit], nn.Module],
     progress: Progress = no_progress,
+    leeway: Leeway = NO_LEEWAY,
 ) -> dict[str, tuple[Fit, nn.Module]]:
     """The fit of every norm that the data reaches, with the module that make(name, fit) returned for it.
 
@@ -66,17 +69,20 @@ def fit_norms(
     with evaluating(model), torch.no_grad():
         calls = _count_calls(model, norms, batches[0])
         causal = _is_causal(model, batches[0])
-        weights = [_token_weights(batch, causal) for batch in batches]
+        tokens = _Tokens(
+            [_token_weights(batch, causal) for batch in batches], held_out_samples([_arrays(b) for b in batches])
+        )
         often = [name for name, count in calls.items() if count > 1]
         for name in often:
-            fitted = _fit(function, lambda n=name: _original_calls(model, norms[n], batches, weights))  # type: ignore[misc]
+            norm = norms[name]
+            fitted = _fit(function, norm, leeway, lambda n=norm: _original_calls(model, n, batches, tokens))  # type: ignore[misc]
             done[name] = (fitted, make(name, fitted))
         once = {name: norms[name] for name, count in calls.items() if count == 1}
 
         def deal_with(name: str, items: Mapping[int, _Call]) -> None:
-            pairs = _pairs(items, weights)
+            pairs = _pairs(items, tokens)
             if pairs:
-                fitted = _fit(function, lambda: iter(pairs))
+                fitted = _fit(function, norms[name], leeway, lambda: iter(pairs))
                 done[name] = (fitted, make(name, fitted))
             progress("calibrate", len(done), len(calls))
 
@@ -140,42 +146,41 @@ def _observed(norm: Norm, args: tuple, kwargs: dict, output: torch.Tensor) -> _C
     return _Call(x, norm.of(x))
 
 
-Arrays = tuple[np.ndarray, np.ndarray, np.ndarray | None]
-"""x of the converted model, target, weights of the tokens of one batch."""
+@dataclasses.dataclass(frozen=True)
+class _Tokens:
+    """By batch, the weights of its tokens and which of its samples are held out."""
+
+    weights: Sequence[np.ndarray | None]
+    held_out: Sequence[np.ndarray]
+
+    def rows(self, batch: int, x: torch.Tensor, target: torch.Tensor) -> Rows:
+        return Rows.of(_numpy(x), _numpy(target), self.weights[batch], self.held_out[batch])
 
 
-def _pairs(items: Mapping[int, _Call], weights: Sequence[np.ndarray | None]) -> list[Arrays]:
-    """The batches that are here in both models, with the same tokens."""
-    pairs: list[Arrays] = []
-    for batch, counts in enumerate(weights):
+def _pairs(items: Mapping[int, _Call], tokens: _Tokens) -> list[Rows]:
+    """The batches that are here in both models, with the same tokens: the converted model's x, the original's output."""
+    pairs: list[Rows] = []
+    for batch in range(len(tokens.weights)):
         original, converted = items.get(2 * batch), items.get(2 * batch + 1)
         if original is not None and converted is not None and original.x.shape == converted.x.shape:
-            pairs.append((_numpy(converted.x), _numpy(original.target), counts))
+            pairs.append(tokens.rows(batch, converted.x, original.target))
     return pairs
 
 
-def _fit(function: Function, batches: Callable[[], Iterator[Arrays]]) -> Fit:
-    """In two passes: the range of x, then its moments."""
-    extent = functools.reduce(Range.merge, (Range.of(x) for x, _, _ in batches()))
-    moments = functools.reduce(
-        Moments.merge,
-        (moments_of(x, target, extent, row_weights(counts, x)) for x, target, counts in batches()),
-    )
-    return fit(function, moments, extent, STEEPER)
+def _fit(function: Function, norm: Norm, leeway: Leeway, batches: Callable[[], Iterator[Rows]]) -> Fit:
+    return fit_rows(function, norm.kind, norm.epsilon, batches, leeway)
 
 
-def _original_calls(
-    model: nn.Module, norm: Norm, batches: Sequence[Batch], weights: Sequence[np.ndarray | None]
-) -> Iterator[Arrays]:
+def _original_calls(model: nn.Module, norm: Norm, batches: Sequence[Batch], tokens: _Tokens) -> Iterator[Rows]:
     """All calls of one norm in the original."""
     calls: list[_Call] = []
     handle = norm.module.register_forward_hook(
         lambda module, args, kwargs, output: calls.append(_observed(norm, args, kwargs, output)), with_kwargs=True
     )
     try:
-        for batch, counts in zip(batches, weights, strict=True):
+        for place, batch in enumerate(batches):
             _call(model, batch)
-            yield from ((_numpy(call.x), _numpy(call.target), counts) for call in calls)
+            yield from (tokens.rows(place, call.x, call.target) for call in calls)
             calls.clear()
     finally:
         handle.remove()
@@ -194,6 +199,12 @@ def _count_calls(model: nn.Module, norms: Mapping[str, Norm], batch: Batch) -> d
         for handle in handles:
             handle.remove()
     return dict(counts)
+
+
+def _arrays(batch: Batch) -> dict[str, np.ndarray]:
+    """The tensors of a batch, of which only the sizes are asked."""
+    tensors = batch.values() if isinstance(batch, Mapping) else [batch] if isinstance(batch, torch.Tensor) else batch
+    return {str(i): np.empty(tuple(t.shape), np.bool_) for i, t in enumerate(tensors) if isinstance(t, torch.Tensor)}
 
 
 def _token_weights(batch: Batch, causal: bool) -> np.ndarray | None:

@@ -1,0 +1,76 @@
+"""Fit one norm's replacement on its tokens: which channels stay coupled, then the function behind the gain."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from dynorm_onnx.calibration.coupling import choose_coupling
+from dynorm_onnx.calibration.fit import Fit, error_on, fit
+from dynorm_onnx.calibration.moments import Moments, Range, moments_of
+from dynorm_onnx.calibration.rows import Rows
+from dynorm_onnx.functions import Coupling, Function
+from dynorm_onnx.functions.coupling import applied
+
+STEEPER = 3.0
+"""Steepness of a function of single channels, relative to that of least squared error. A norm takes no notice of its
+input's length; a function of single channels does, the less the more it saturates. Least squares sees one norm at a
+time and chooses nearly straight lines, through which an error in length runs on and grows from layer to layer
+(docs/quality.md has the measurements)."""
+
+STEEPER_COUPLED = 1.0
+"""Where channels are coupled the gain takes the length out, and least squares is right."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Leeway:
+    """What the fit of one norm may do: couple at most so many channels, and make the function so much steeper than
+    least squares asks (None: STEEPER, or STEEPER_COUPLED where channels are coupled).
+    """
+
+    most_coupled: int = 0
+    steeper: float | None = None
+
+
+def fit_rows(
+    function: Function, kind: str, epsilon: float, batches: Callable[[], Iterator[Rows]], leeway: Leeway
+) -> Fit:
+    """The fit of one norm of `kind` over all batches, read once for each statistic."""
+    chosen = choose_coupling(kind, epsilon, batches, leeway.most_coupled) if leeway.most_coupled else None
+    coupling = chosen.coupling if chosen is not None else None
+    extent = functools.reduce(Range.merge, (Range.of(rows.x) for rows in _gained(coupling, batches, held_out=False)))
+    moments = _moments(_gained(coupling, batches, held_out=False), extent)
+    steeper = leeway.steeper or (STEEPER if coupling is None else STEEPER_COUPLED)
+    found = fit(function, moments, extent, steeper)
+    others = _moments(_gained(coupling, batches, held_out=True), extent)
+    return dataclasses.replace(
+        found,
+        parameters=dataclasses.replace(found.parameters, coupling=coupling),
+        held_out_error=error_on(function, found.parameters, others) if others.target_squares.any() else None,
+        length_errors=chosen.length_errors if chosen is not None else (),
+    )
+
+
+def told(fitted: Fit) -> str:
+    """A fit in a line of the log."""
+    line = f"error {fitted.relative_error:.3f}"
+    if fitted.held_out_error is not None:
+        line += f", held out {fitted.held_out_error:.3f}"
+    if fitted.parameters.coupling is not None:
+        first, last = fitted.length_errors[0], fitted.length_errors[-1]
+        line += f"; {len(fitted.parameters.coupling.channels)} channels coupled, error of S {first:.3f} -> {last:.3f}"
+    return line
+
+
+def _gained(coupling: Coupling | None, batches: Callable[[], Iterator[Rows]], *, held_out: bool) -> Iterator[Rows]:
+    for rows in batches():
+        part = rows.part(held_out=held_out)
+        wide = np.asarray(part.x, np.float32 if part.x.dtype.itemsize < 8 else np.float64)
+        yield dataclasses.replace(part, x=applied(coupling, wide))
+
+
+def _moments(parts: Iterator[Rows], extent: Range) -> Moments:
+    return functools.reduce(Moments.merge, (moments_of(rows.x, rows.target, extent, rows.weights) for rows in parts))

@@ -1,0 +1,51 @@
+"""Whether a model has massive activations, for which a function of single channels cannot stand in (docs/quality.md).
+
+From some layer on, many language models hold one token, mostly the first, whose length is many times that of all
+others, nearly all of it in one or two channels (Sun et al., arXiv 2402.17762). A norm mutes the other channels of such
+a token, and attention uses it as a sink. Where there are such tokens, channels are coupled.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from dynorm_onnx.calibration.coupling import squared_lengths
+from dynorm_onnx.calibration.observe import observe, usable_rows
+from dynorm_onnx.graph.lower import LoweredNorm
+from dynorm_onnx.runtime.arrays import Feeds
+
+log = logging.getLogger(__name__)
+
+MASSIVE = 5.0
+"""A token is massive where it is so many times as long as the median token at the same norm."""
+
+LOOKED_AT = 4  # batches
+
+
+def massive_sites(
+    lowered: ir.Model,
+    norms: Sequence[LoweredNorm],
+    batches: Sequence[Feeds],
+    progress: Callable[[int, int], None],
+) -> dict[str, float]:
+    """By site, how many times as long as the median its longest token is, where that is MASSIVE or more.
+
+    The original is run over the first few batches.
+    """
+    found: dict[str, float] = {}
+    for norm, activations in observe(lowered, norms, batches[:LOOKED_AT], progress):
+        lengths = []
+        for batch in activations():
+            x = batch.original[str(norm.x.name)]
+            rows = x.reshape(-1, x.shape[-1])[usable_rows(x, batch.token_weights)]
+            lengths.append(np.sqrt(squared_lengths(norm.kind, norm.epsilon, rows)))
+        joined = np.concatenate(lengths)
+        ratio = float(joined.max() / max(np.median(joined), 1e-30)) if len(joined) else 0.0
+        if ratio >= MASSIVE:
+            log.info("%s: its longest token is %.0f times as long as the median", norm.site_name, ratio)
+            found[norm.site_name] = ratio
+    return found
