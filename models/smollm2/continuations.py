@@ -39,26 +39,28 @@ ENDS = ("<|endoftext|>", "<eos>")
 class Continuation:
     """A prompt, and by the name of a model what it goes on with and how many tokens of that are the first model's."""
 
+    asked: str  # in a chat the question alone
     prompt: str
     written: dict[str, str]
     same: dict[str, int]
 
 
-def prompts(tokenizer: Tokenizer) -> Iterator[str]:
-    """The plain prompts, then questions in the form that the tokenizer's special tokens tell, if there is one."""
-    yield from PLAIN
+def prompts(tokenizer: Tokenizer) -> Iterator[tuple[str, str]]:
+    """(what is asked, the whole prompt): plain ones, then chats in the form that the special tokens tell, if one."""
+    yield from ((text, text) for text in PLAIN)
     for token, (form, _) in CHATS.items():
         if tokenizer.token_to_id(token) is not None:
-            yield from (form.format(question) for question in ASKED)
+            yield from ((question, form.format(question)) for question in ASKED)
 
 
-def continued(sessions: Mapping[str, Any], tokenizer: Tokenizer, prompt: str, most: int) -> Continuation:
+def continued(sessions: Mapping[str, Any], tokenizer: Tokenizer, asked: str, prompt: str, most: int) -> Continuation:
     """What each session makes of a prompt, at most `most` tokens; the first is what the others are compared with."""
     ids = tokenizer.encode(prompt).ids
     ends = {tokenizer.token_to_id(token) for token in (*ENDS, *(end for _, end in CHATS.values()))}
     found = {name: greedy(session, ids, most, ends) for name, session in sessions.items()}
     first = next(iter(found.values()))
     return Continuation(
+        asked,
         prompt,
         {name: tokenizer.decode(new, skip_special_tokens=False) for name, new in found.items()},
         {name: in_common(first, new) for name, new in found.items()},

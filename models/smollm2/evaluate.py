@@ -114,10 +114,11 @@ def compared(original: Any, converted: list[Any], windows: np.ndarray) -> list[T
 def measures(texts: list[Text], tokens: list[Tokens], tokenizer: Tokenizer) -> dict[str, Any]:
     """Everything about one converted file but what it writes; `tokens` in the order of `texts`."""
     together = Tokens.joined(tokens)
+    by_position = {name: together.within(*bounds) for name, bounds in POSITIONS.items()}
     return {
         "all": together.summary(),
         "kinds": {text.kind: found.summary() for text, found in zip(texts, tokens, strict=True)},
-        "positions": {name: together.within(*bounds).summary() for name, bounds in POSITIONS.items()},
+        "positions": {name: part.summary() for name, part in by_position.items() if part.kl.size},
         "worst": list(worst(texts, tokens, tokenizer)),
     }
 
@@ -153,7 +154,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     written: list[Continuation] = []
     if args.new_tokens:
         sessions = {path.name: session for path, session in zip(files, [original, *converted], strict=True)}
-        written = [continued(sessions, tokenizer, prompt, args.new_tokens) for prompt in prompts(tokenizer)]
+        written = [continued(sessions, tokenizer, *prompt, args.new_tokens) for prompt in prompts(tokenizer)]
     return {"files": found, "continuations": [dataclasses.asdict(continuation) for continuation in written]}
 
 

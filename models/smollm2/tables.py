@@ -11,12 +11,12 @@ from rich.text import Text
 
 COLUMNS = {
     "tokens": ("tokens", ",d"),
-    "loss_before": ("loss before", ".3f"),
+    "loss_before": ("loss", ".3f"),
     "loss_after": ("after", ".3f"),
     "kl_mean": ("KL, mean", ".4f"),
     "kl_median": ("median", ".4f"),
     "kl_p99": ("99 %", ".3f"),
-    "top1": ("top-1 agreement", ".3f"),
+    "top1": ("top-1", ".3f"),
 }
 
 
@@ -58,5 +58,5 @@ def continuations(rows: list[dict[str, Any]]) -> Table:
     table = Table("prompt", *names, title="Greedy continuations", title_justify="left", show_lines=True)
     for row in rows:
         texts = [Text(f"{row['written'][name]} [{row['same'][name]}]") for name in names]
-        table.add_row(Text(row["prompt"]), *texts)
+        table.add_row(Text(row["asked"]), *texts)
     return table
