@@ -10,7 +10,7 @@ import pytest
 gguf = pytest.importorskip("gguf", reason="needs gguf: pip install gguf")
 pytest.importorskip("tokenizers", reason="needs the extra `text`: pip install dynorm-onnx[text]")
 
-from models.smollm2 import gguf_file  # noqa: E402
+from models.smollm2 import gguf_file, gguf_tokenizer  # noqa: E402
 
 HIDDEN, MIDDLE, HEADS, KEY_HEADS, LAYERS = 32, 64, 4, 2, 2
 HEAD_SIZE = HIDDEN // HEADS
@@ -96,7 +96,7 @@ def test_queries_and_keys_meet_as_they_did() -> None:
 
 def test_weights_come_under_hugging_face_names(path: Path) -> None:
     reader = gguf_file.open_file(path)
-    found, written = gguf_file.llama_weights(reader, gguf_file.metadata(reader)), weights()
+    found, written = gguf_file.state_dict(reader, gguf_file.metadata(reader)), weights()
     assert len(found) == len(written)
     assert {array.dtype for array in found.values()} == {np.dtype(np.float32)}
     same = {
@@ -112,14 +112,14 @@ def test_weights_come_under_hugging_face_names(path: Path) -> None:
 
 
 def test_the_configuration_is_read(path: Path) -> None:
-    config = gguf_file.llama_config(gguf_file.metadata(gguf_file.open_file(path)))
+    config = gguf_file.configuration(gguf_file.metadata(gguf_file.open_file(path)))
     assert config["rms_norm_eps"] == 1e-5 and config["rope_theta"] == 1e4
     assert (config["num_attention_heads"], config["num_key_value_heads"]) == (HEADS, KEY_HEADS)
     assert (config["vocab_size"], config["num_hidden_layers"]) == (len(TOKENS), LAYERS)
 
 
 def test_the_tokenizer_splits_digits_and_adds_nothing(path: Path) -> None:
-    tokenizer = gguf_file.byte_pair_tokenizer(gguf_file.metadata(gguf_file.open_file(path)))
+    tokenizer = gguf_tokenizer.tokenizer_of(gguf_file.metadata(gguf_file.open_file(path)))
     encoded = tokenizer.encode("of the 42<|endoftext|>the")
     assert encoded.tokens == ["o", "f", "Ġthe", "Ġ", "4", "2", "<|endoftext|>", "the"]
     assert tokenizer.decode(encoded.ids, skip_special_tokens=False) == "of the 42<|endoftext|>the"
@@ -129,9 +129,9 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "other.gguf", "mamba", "bert-bpe")
     values = gguf_file.metadata(gguf_file.open_file(tmp_path / "other.gguf"))
     with pytest.raises(ValueError, match="'mamba'"):
-        gguf_file.llama_config(values)
+        gguf_file.configuration(values)
     with pytest.raises(ValueError, match="bert-bpe"):
-        gguf_file.byte_pair_tokenizer(values)
+        gguf_tokenizer.tokenizer_of(values)
 
 
 def test_a_folder_is_written_that_transformers_loads(path: Path, tmp_path: Path) -> None:
