@@ -90,11 +90,13 @@ def spread(ids: np.ndarray, count: int, length: int) -> np.ndarray:
 
 
 def read_texts(folder: Path, tokenizer: Tokenizer, count: int, length: int) -> list[Text]:
-    """The windows of every test_KIND.txt in the folder, by kind."""
+    """The windows of every test_KIND.txt in the folder, by kind; each begins with what the tokenizer begins a text."""
     texts = []
+    prefix = np.array(tokenizer.encode("").ids, np.int64)
     for path in sorted(folder.glob("test_*.txt")):
         ids = np.array(tokenizer.encode(path.read_text(), add_special_tokens=False).ids, np.int64)
-        texts.append(Text(path.stem.removeprefix("test_"), spread(ids, count, length)))
+        rows = spread(ids, count, length - prefix.size)
+        texts.append(Text(path.stem.removeprefix("test_"), np.hstack([np.tile(prefix, (count, 1)), rows])))
     if not texts:
         raise FileNotFoundError(f"{folder}: no test_*.txt; python -m models.smollm2.text writes them")
     return texts

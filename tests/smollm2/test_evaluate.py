@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("tokenizers", reason="needs the extra `text`: pip install dynorm-onnx[text]")
 
 from rich.console import Console
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, processors
 
 from models.smollm2 import evaluate, tables
 from models.smollm2.continuations import continued, greedy, in_common, prompts
@@ -125,3 +125,10 @@ def test_every_kind_of_text_is_read(tmp_path, tokenizer: Tokenizer) -> None:
     texts = evaluate.read_texts(tmp_path, tokenizer, 2, 3)
     assert [text.kind for text in texts] == ["code", "novel"]
     np.testing.assert_array_equal(texts[0].windows, [[0, 1, 2], [0, 1, 2]])
+
+
+def test_windows_begin_with_what_the_tokenizer_begins_a_text_with(tmp_path, tokenizer: Tokenizer) -> None:
+    tokenizer.post_processor = processors.TemplateProcessing(single="c $A", special_tokens=[("c", 2)])
+    (tmp_path / "test_code.txt").write_text("ababab")
+    (text,) = evaluate.read_texts(tmp_path, tokenizer, 2, 3)
+    np.testing.assert_array_equal(text.windows, [[2, 0, 1], [2, 0, 1]])
