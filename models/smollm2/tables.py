@@ -13,9 +13,9 @@ COLUMNS = {
     "tokens": ("tokens", ",d"),
     "loss_before": ("loss", ".3f"),
     "loss_after": ("after", ".3f"),
-    "kl_mean": ("KL, mean", ".4f"),
-    "kl_median": ("median", ".4f"),
-    "kl_p99": ("99 %", ".3f"),
+    "kl_mean": ("KL, mean", ".3g"),
+    "kl_median": ("median", ".3g"),
+    "kl_p99": ("99 %", ".3g"),
     "top1": ("top-1", ".3f"),
 }
 
@@ -34,7 +34,7 @@ def show(found: Mapping[str, Any], console: Console | None = None) -> None:
 def quality(title: str, rows: Mapping[str, Mapping[str, float]]) -> Table:
     """A row of measures for each name."""
     table = Table(title=title, title_justify="left")
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for heading, _ in COLUMNS.values():
         table.add_column(heading, justify="right")
     for name, row in rows.items():
