@@ -26,6 +26,9 @@ CANDIDATES = 512
 LEAST_GAIN = 0.01
 """A channel that takes less than this share off the held-out squared error of S is not worth its multiplication."""
 
+SMALL_ENOUGH = 2e-3
+"""A relative error of S, twice that of the length, at which no further channel is looked for."""
+
 SMALLEST_CONSTANT = 1e-6  # of the usual S: a constant of 0 would leave nothing to divide by where M is silent
 
 
@@ -117,7 +120,7 @@ def _greedy(
     places, kappas = _not_negative(training, [0])
     judged = held_out if held_out.tokens else training
     errors = [judged.relative_error(places, kappas)]
-    while len(places) <= min(most, len(candidates)):
+    while len(places) <= min(most, len(candidates)) and errors[-1] > SMALL_ENOUGH:
         best = _most_promising(training, places, kappas)
         if best is None:
             break
