@@ -57,8 +57,7 @@ def _excess(config: ConvertConfig, validation: Validation | None) -> float:
             raise BoundError(f"--max-kl {config.max_kl}: the model has no output of logits; use --max-error")
         excess = max(excess, validation.quality.kl_mean / config.max_kl)
     if config.max_error is not None:
-        worst = max(error.relative_error for error in validation.outputs.values())
-        excess = max(excess, worst / config.max_error)
+        excess = max(excess, validation.largest_error / config.max_error)
     return excess
 
 
