@@ -20,7 +20,7 @@ from dynorm_onnx.graph.fold import Folds
 from dynorm_onnx.graph.lower import LoweredNorm
 from dynorm_onnx.graph.rewrite import drop_unused_functions, replace, set_initializers
 from dynorm_onnx.progress import StepClock
-from dynorm_onnx.runtime.pieces import open_model
+from dynorm_onnx.runtime.pieces import open_for_batches
 from dynorm_onnx.runtime.validate import Validation, validate
 
 METHODS: dict[str, Callable[..., Calibrated]] = {"reconstruct": reconstruct, "fit": calibrate_norms}
@@ -125,5 +125,5 @@ def validated(config: ConvertConfig, converted: ir.Model, data: CalibrationData 
     """Converted against original on held-out samples; None without data."""
     if data is None:
         return None
-    before, after = (open_model(model, provider=config.provider) for model in (config.model, converted))
+    before, after = (open_for_batches(model, provider=config.provider) for model in (config.model, converted))
     return validate(before, after, data.validation, vocabulary=data.vocabulary)

@@ -15,7 +15,7 @@ from dynorm_onnx.errors import BoundError
 from dynorm_onnx.graph.linear import find_linear_layers
 from dynorm_onnx.graph.lower import LoweredNorm
 from dynorm_onnx.progress import StepClock
-from dynorm_onnx.runtime.pieces import open_model
+from dynorm_onnx.runtime.pieces import open_for_batches
 from dynorm_onnx.runtime.validate import Validation, validate
 
 COST_BATCHES = 2  # held-out batches on which the cost of each single norm is measured
@@ -78,11 +78,11 @@ def _costs(
         return {}  # an exact rewrite: keeping norms would not make it better
     layers = find_linear_layers(lowered.graph).layers
     readers = {norm.site_name: {layer.name for layer in layers if layer.x is norm.y} for norm in norms}
-    original = open_model(config.model, provider=config.provider)
+    original = open_for_batches(config.model, provider=config.provider)
     batches, vocabulary = data.validation[:COST_BATCHES], data.vocabulary
 
     def excess(model: ir.Model) -> float:
-        session = open_model(model, provider=config.provider)
+        session = open_for_batches(model, provider=config.provider)
         return _excess(config, validate(original, session, batches, vocabulary=vocabulary))
 
     every = excess(outcome.converted)

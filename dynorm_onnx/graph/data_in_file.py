@@ -82,7 +82,7 @@ def write_with_data(model: ir.Model, file: IO[bytes]) -> None:
             tensors[f"{_PLACE}.{len(tensors)}"] = tensor
             value.const_value = ir.ExternalTensor(
                 f"{_PLACE}.{len(tensors) - 1}", 0, tensor.nbytes, tensor.dtype,
-                shape=ir.Shape(list(tensor.shape)), name=str(value.name), base_dir="",
+                shape=ir.Shape(tensor.shape.numpy()), name=str(value.name), base_dir="",
             )  # fmt: skip
     content = ir.to_proto(copy).SerializeToString()
     (graph,) = (field for field in _fields(content, 0, len(content)) if field.number == _GRAPH)

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from dynorm_onnx.errors import DataError, ModelError
-from dynorm_onnx.runtime.arrays import Feeds, is_float, run
+from dynorm_onnx.runtime.arrays import Feeds, is_float
 from dynorm_onnx.runtime.classes import Telling, tells_classes
-from dynorm_onnx.runtime.logits import LogitsOutput, is_causal, kept_positions, logits_output, token_input
+from dynorm_onnx.runtime.logits import CausalProbe, LogitsOutput, kept_positions, logits_output, token_input
 from dynorm_onnx.runtime.measures import OutputError, OutputSums, PartQuality, TokenQuality, TokenSums
+from dynorm_onnx.runtime.pieces import run_batches
 
 APART = 1.3
 """Times that the damage on held-out data may be of that on calibration data: the parameters then suit the text that
@@ -130,10 +131,11 @@ def _loss_dict(measured: TokenQuality | PartQuality) -> dict[str, float | None]:
 
 
 def validate(original: Any, converted: Any, batches: Iterable[Feeds], *, vocabulary: int | None = None) -> Validation:
-    """Compare two sessions on the same inputs.
+    """Compare two models on the same inputs; each runs every batch once, and the original a few tokens more.
 
     Args:
-        original, converted: onnxruntime.InferenceSessions with the same inputs and output names.
+        original, converted: what open_for_batches() gives (or InferenceSessions), with the same inputs and output
+            names.
         batches: held-out feeds; the first axis of the token input (else of the first input) counts
             samples. Positions where `attention_mask` is 0 are left out of everything.
         vocabulary: rows of the embedding that the token input indexes, where known; lets logits be
@@ -142,22 +144,27 @@ def validate(original: Any, converted: Any, batches: Iterable[Feeds], *, vocabul
     Raises:
         DataError: there is no batch, or a batch does not fit the model.
     """
+    batches = list(batches)
+    samples = sum(map(_sample_count, batches))
+    if not samples:
+        raise DataError("there is no held-out sample to validate on: give more data, or --no-validate")
+    probe = CausalProbe.of(original, batches[0])
+    probes = probe.batches if probe is not None else ()
+    befores = run_batches(original, [*probes, *batches])
+    probed = [next(befores) for _ in probes]
+    afters = run_batches(converted, batches, [port.name for port in original.get_outputs()])
     outputs: dict[str, OutputSums] = {}
     telling: dict[str, Telling | None] = {}
     tokens: TokenSums | None = None
     logits: LogitsOutput | None = None
     causal = False
-    samples = 0
-    for feeds in batches:
-        before = run(original, feeds)
-        after = run(converted, feeds, list(before))
+    for number, (feeds, before, after) in enumerate(zip(batches, befores, afters, strict=True)):
         _require_shapes(before, after)
-        if not samples:
+        if number == 0:
             logits = logits_output(feeds, before, vocabulary)
-            causal = logits is not None and is_causal(original, feeds, logits)
-            count = _sample_count(feeds)
-            others = {name: array for name, array in before.items() if logits is None or name != logits.name}
-            telling = {name: tells_classes(name, array, count) for name, array in others.items() if _comparable(array)}
+            causal = logits is not None and probe is not None and probe.is_passed(probed, logits)
+            probed.clear()
+            telling = _telling(feeds, before, logits)
         kept = kept_positions(feeds)
         for name in (name for name, array in before.items() if _comparable(array)):
             sums = OutputSums.of(before[name], after[name], kept, telling.get(name))
@@ -166,12 +173,18 @@ def validate(original: Any, converted: Any, batches: Iterable[Feeds], *, vocabul
             labels = feeds[logits.tokens] if causal else None
             part = TokenSums.of(before[logits.name], after[logits.name], kept, labels)
             tokens = part if tokens is None else tokens.merge(part)
-        samples += _sample_count(feeds)
-    if not samples:
-        raise DataError("there is no held-out sample to validate on: give more data, or --no-validate")
+        before.clear()  # the next batch's outputs come while zip() still has these
+        after.clear()
     errors = {name: sums.error() for name, sums in outputs.items()}
     quality = tokens.quality() if tokens is not None else None
     return Validation(samples, errors, quality, logits.name if logits is not None else None)
+
+
+def _telling(feeds: Feeds, outputs: Feeds, logits: LogitsOutput | None) -> dict[str, Telling | None]:
+    """How the outputs tell classes, told from one batch; a language model's logits are no classes."""
+    samples = _sample_count(feeds)
+    others = {name: array for name, array in outputs.items() if logits is None or name != logits.name}
+    return {name: tells_classes(name, array, samples) for name, array in others.items() if _comparable(array)}
 
 
 def _require_shapes(before: Feeds, after: Feeds) -> None:
