@@ -29,7 +29,7 @@ WHOLE_LIMIT = 1 << 30
 BATCHES_LIMIT = 256 << 20
 """The same where all that is to be run is known beforehand, so that pieces cost no time, on the processor."""
 
-PIECE_LIMIT = 128 << 20
+PIECE_LIMIT = 64 << 20
 """Bytes of weights of one piece."""
 
 ACTIVATIONS_LIMIT = 1 << 29
@@ -144,7 +144,8 @@ class PiecewiseModel:
         return [feed_value(array) for array in arrays]
 
     def _session(self, piece: Piece) -> Any:
-        return make_session(part_of_model(self._model, piece.inputs, piece.outputs), provider=self._provider)
+        part = part_of_model(self._model, piece.inputs, piece.outputs)
+        return make_session(part, provider=self._provider, arena=False)
 
     def _require_feeds(self, batches: Sequence[Feeds]) -> None:
         for feeds in batches:
