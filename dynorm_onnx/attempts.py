@@ -8,7 +8,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from dynorm_onnx.calibration.data import CalibrationData
+from dynorm_onnx.calibration.data import CalibrationData, part_like, signature
 from dynorm_onnx.calibration.norms import Calibrated, calibrate_norms
 from dynorm_onnx.calibration.reconstruct import reconstruct
 from dynorm_onnx.config import ConvertConfig
@@ -20,6 +20,7 @@ from dynorm_onnx.graph.fold import Folds
 from dynorm_onnx.graph.lower import LoweredNorm
 from dynorm_onnx.graph.rewrite import drop_unused_functions, replace, set_initializers
 from dynorm_onnx.progress import StepClock
+from dynorm_onnx.runtime.arrays import Feeds
 from dynorm_onnx.runtime.pieces import open_for_batches
 from dynorm_onnx.runtime.validate import Validation, validate
 
@@ -123,7 +124,24 @@ def rewritten(
 
 def validated(config: ConvertConfig, converted: ir.Model, data: CalibrationData | None) -> Validation | None:
     """Converted against original on held-out samples; None without data."""
-    if data is None:
-        return None
+    return None if data is None else _compared(config, converted, data.validation, data.vocabulary)
+
+
+def with_calibration_text(
+    config: ConvertConfig, outcome: Attempt, data: CalibrationData | None, clock: StepClock
+) -> Attempt:
+    """The outcome with the same measures of calibration data, at most as much of it as was held out: where the two
+    part, the parameters suit what they were fitted on and little else. Unchanged where nothing was fitted."""
+    if outcome.validation is None or outcome.calibrated is None or data is None:
+        return outcome
+    with clock.step("validate"):
+        part = part_like(data.calibration, data.validation, signature(outcome.converted))
+        there = _compared(config, outcome.converted, part, data.vocabulary)
+    return dataclasses.replace(outcome, validation=dataclasses.replace(outcome.validation, on_calibration=there))
+
+
+def _compared(
+    config: ConvertConfig, converted: ir.Model, batches: Sequence[Feeds], vocabulary: int | None
+) -> Validation:
     before, after = (open_for_batches(model, provider=config.provider) for model in (config.model, converted))
-    return validate(before, after, data.validation, vocabulary=data.vocabulary)
+    return validate(before, after, batches, vocabulary=vocabulary)

@@ -8,7 +8,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from dynorm_onnx.attempts import distilled, with_weights_folded
+from dynorm_onnx.attempts import distilled, with_calibration_text, with_weights_folded
 from dynorm_onnx.calibration.data import CalibrationData, load_calibration
 from dynorm_onnx.calibration.norms import Calibrated
 from dynorm_onnx.config import ConvertConfig, check_choice
@@ -65,6 +65,7 @@ def convert_model(model: str | os.PathLike[str], *, progress: Progress = no_prog
     kept |= {name: f"kept for the bound: its replacement costs {cost:.2g} of it" for name, cost in met.kept.items()}
     outcome = distilled(config, prepared, [n for n in norms if n.site_name not in met.kept], met.outcome, data, clock)
     outcome, weight_folds = with_weights_folded(config, norms, outcome, data, clock)
+    outcome = with_calibration_text(config, outcome, data, clock)
     with clock.step("time"):
         timing = _time(config, outcome.converted, data)
     evidence = _evidence(config, prepared, norms, outcome.calibrated, data, clock)

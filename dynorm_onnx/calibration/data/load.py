@@ -144,8 +144,8 @@ def _batches(found: _Found, wanted: _Wanted) -> tuple[list[Feeds], list[Feeds]]:
     """(calibration, validation)."""
     if found.rows is not None:
         front, tail = divide(found.rows, wanted.samples)
-        compared = batch_rows(tail, wanted.signature, COMPARED_LOGITS_BYTES)
-        return batch_rows(front, wanted.signature), compared
+        to_calibrate = batch_rows(front, wanted.signature)
+        return to_calibrate, batch_rows(tail, wanted.signature, COMPARED_LOGITS_BYTES)
     first, last = divide(found.feeds or [], wanted.batches)
     return join_samples(first, wanted.signature), join_samples(last, wanted.signature)
 
