@@ -8,7 +8,7 @@ import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import onnx
 import onnx_ir as ir
@@ -18,7 +18,7 @@ from dynorm_onnx.errors import ModelError, UsageError
 from dynorm_onnx.graph.data_in_file import read_without_data, write_with_data
 from dynorm_onnx.graph.prepare import clone, prepare
 
-__all__ = ["clone", "load", "prepare", "require_output", "require_weights", "save"]
+__all__ = ["clone", "load", "prepare", "require_output", "require_weights", "save", "staged"]
 
 logger = logging.getLogger(__name__)
 
@@ -92,23 +92,47 @@ def save(model: ir.Model, path: str | os.PathLike[str], external_above: int = EX
     Raises UsageError if `path` is the model's own file, if PATH.data holds weights that the model
     reads, or if nothing can be written there; ModelError if weights are missing.
     """
+    with staged(model, path, external_above) as place:
+        place()
+
+
+@contextlib.contextmanager
+def staged(
+    model: ir.Model, path: str | os.PathLike[str], external_above: int = EXTERNAL_ABOVE
+) -> Iterator[Callable[[], None]]:
+    """The files of save() written in full but not yet in their place, and what moves them there.
+
+    For whoever has something to do that may fail before anything is to be seen. Raises what save() raises.
+    """
     require_weights(model)
     require_output(model, path)
     target, data = _files(path)
     tensors = [value.const_value for value in _initializers(model) if value.const_value is not None]
     external = any(isinstance(t, ir.ExternalTensor) and not t.meta.get(_INSIDE) for t in tensors)
     external = external or sum(tensor.nbytes for tensor in tensors) > external_above
-    try:
-        _read_external_attributes(model)
-        with _folder_beside(target) as folder:
+    with contextlib.ExitStack() as stack:
+        with _cannot_be_written(path):
+            folder = stack.enter_context(_folder_beside(target))
+            _read_external_attributes(model)
             if external:
                 ir.save(model, folder / target.name, external_data=data.name, size_threshold_bytes=_SMALL)
             else:
                 with (folder / target.name).open("wb") as file:
                     write_with_data(model, file)
-            if (folder / data.name).exists():
-                os.replace(folder / data.name, data)  # first: a model must find its weights
-            os.replace(folder / target.name, target)
+
+        def place() -> None:
+            with _cannot_be_written(path):
+                if (folder / data.name).exists():
+                    os.replace(folder / data.name, data)  # first: a model must find its weights
+                os.replace(folder / target.name, target)
+
+        yield place
+
+
+@contextlib.contextmanager
+def _cannot_be_written(path: str | os.PathLike[str]) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise UsageError(f"{path}: cannot be written: {error.strerror or error}.") from error
 
