@@ -55,8 +55,8 @@ def attempt(
             calibrated = METHODS[method](lowered, norms, REGISTRY[config.to], batches, advance)
     with clock.step("rewrite"):
         converted = rewritten(config, lowered, norms, calibrated)
-    with clock.step("validate"):
-        validation = validated(config, converted, data) if config.validate else None
+    with clock.step("validate") as advance:
+        validation = validated(config, converted, data, advance) if config.validate else None
     return Attempt(calibrated, converted, validation)
 
 
@@ -88,8 +88,8 @@ def distilled(
             progress=advance,
         )
     converted = rewritten(config, lowered, norms, calibrated)
-    with clock.step("validate"):
-        validation = validated(config, converted, data) if config.validate else None
+    with clock.step("validate") as advance:
+        validation = validated(config, converted, data, advance) if config.validate else None
     return Attempt(calibrated, converted, validation, run)
 
 
@@ -104,8 +104,8 @@ def with_weights_folded(
     with clock.step("fold"):
         folds = weights_folded(config, outcome.converted, norms)
     if folds.done and config.validate:
-        with clock.step("validate"):
-            outcome = dataclasses.replace(outcome, validation=validated(config, outcome.converted, data))
+        with clock.step("validate") as advance:
+            outcome = dataclasses.replace(outcome, validation=validated(config, outcome.converted, data, advance))
     return outcome, folds
 
 
@@ -122,9 +122,11 @@ def rewritten(
     return converted
 
 
-def validated(config: ConvertConfig, converted: ir.Model, data: CalibrationData | None) -> Validation | None:
+def validated(
+    config: ConvertConfig, converted: ir.Model, data: CalibrationData | None, progress: Callable[[int, int], None]
+) -> Validation | None:
     """Converted against original on held-out samples; None without data."""
-    return None if data is None else _compared(config, converted, data.validation, data.vocabulary)
+    return None if data is None else _compared(config, converted, data.validation, data.vocabulary, progress)
 
 
 def with_calibration_text(
@@ -134,14 +136,18 @@ def with_calibration_text(
     part, the parameters suit what they were fitted on and little else. Unchanged where nothing was fitted."""
     if outcome.validation is None or outcome.calibrated is None or data is None:
         return outcome
-    with clock.step("validate"):
+    with clock.step("validate") as advance:
         part = part_like(data.calibration, data.validation, signature(outcome.converted))
-        there = _compared(config, outcome.converted, part, data.vocabulary)
+        there = _compared(config, outcome.converted, part, data.vocabulary, advance)
     return dataclasses.replace(outcome, validation=dataclasses.replace(outcome.validation, on_calibration=there))
 
 
 def _compared(
-    config: ConvertConfig, converted: ir.Model, batches: Sequence[Feeds], vocabulary: int | None
+    config: ConvertConfig,
+    converted: ir.Model,
+    batches: Sequence[Feeds],
+    vocabulary: int | None,
+    progress: Callable[[int, int], None],
 ) -> Validation:
     before, after = (open_for_batches(model, provider=config.provider) for model in (config.model, converted))
-    return validate(before, after, batches, vocabulary=vocabulary)
+    return validate(before, after, batches, vocabulary=vocabulary, progress=progress)

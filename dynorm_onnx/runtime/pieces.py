@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -76,17 +76,29 @@ def open_for_batches(model: str | os.PathLike[str] | ir.Model, *, provider: Prov
     return open_model(model, provider=provider, limit=BATCHES_LIMIT if provider == "cpu" else WHOLE_LIMIT)
 
 
-def run_batches(model: Any, batches: Sequence[Feeds], outputs: Sequence[str] | None = None) -> Iterator[Feeds]:
+def run_batches(
+    model: Any,
+    batches: Sequence[Feeds],
+    outputs: Sequence[str] | None = None,
+    ran: Callable[[], None] = lambda: None,
+) -> Iterator[Feeds]:
     """The outputs (of these names, by default all) for each batch, one after the other.
 
     `model` is an InferenceSession, or a PiecewiseModel: the session of each of its pieces is made once and runs all
-    batches. Raises what arrays.run() raises.
+    batches. `ran` is called after each of count_runs() runs. Raises what arrays.run() raises.
     """
     if isinstance(model, PiecewiseModel):
-        yield from model.run_batches(batches, outputs)
+        yield from model.run_batches(batches, outputs, ran)
         return
     for feeds in batches:
-        yield run(model, feeds, outputs)
+        made = run(model, feeds, outputs)
+        ran()
+        yield made
+
+
+def count_runs(model: Any, batches: int) -> int:
+    """How many runs of sessions run_batches() makes of so many batches."""
+    return batches * (model.pieces if isinstance(model, PiecewiseModel) else 1)
 
 
 class PiecewiseModel:
@@ -99,6 +111,11 @@ class PiecewiseModel:
         self._model, self._provider = model, provider
         self._pieces = cut_by_weights(model.graph, limit)
 
+    @property
+    def pieces(self) -> int:
+        """How many pieces there are."""
+        return len(self._pieces)
+
     def get_inputs(self) -> list[Port]:
         """The model's inputs, weights left out."""
         return [Port.of(value) for value in self._model.graph.inputs if not value.is_initializer()]
@@ -107,7 +124,9 @@ class PiecewiseModel:
         """The model's outputs."""
         return [Port.of(value) for value in self._model.graph.outputs]
 
-    def run_batches(self, batches: Sequence[Feeds], outputs: Sequence[str] | None = None) -> Iterator[Feeds]:
+    def run_batches(
+        self, batches: Sequence[Feeds], outputs: Sequence[str] | None = None, ran: Callable[[], None] = lambda: None
+    ) -> Iterator[Feeds]:
         """See run_batches() of this module. Raises ValueError where an input has no feed, as ONNX Runtime does."""
         wanted = [port.name for port in self.get_outputs()] if outputs is None else list(outputs)
         self._require_feeds(batches)
@@ -123,6 +142,7 @@ class PiecewiseModel:
                     made = run(session, {name: value(batch, name) for name in piece.inputs})
                     for name, array in made.items():
                         store.put(batch, name, array)
+                    ran()
                 del session
                 needed = {*wanted, *(name for later in self._pieces[number + 1 :] for name in later.inputs)}
                 for name in set(piece.inputs) - needed:
@@ -130,6 +150,7 @@ class PiecewiseModel:
             session = self._session(last)
             for batch in range(len(batches)):
                 made = run(session, {name: value(batch, name) for name in last.inputs})
+                ran()
                 yield {name: made[name] if name in made else value(batch, name) for name in wanted}
 
     def run(self, names: Sequence[str] | None, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from dynorm_onnx.runtime.arrays import Feeds, is_float
 from dynorm_onnx.runtime.classes import Telling, tells_classes
 from dynorm_onnx.runtime.logits import CausalProbe, LogitsOutput, kept_positions, logits_output, token_input
 from dynorm_onnx.runtime.measures import OutputError, OutputSums, PartQuality, TokenQuality, TokenSums
-from dynorm_onnx.runtime.pieces import run_batches
+from dynorm_onnx.runtime.pieces import count_runs, run_batches
 
 APART = 1.3
 """Times that the damage on held-out data may be of that on calibration data: the parameters then suit the text that
@@ -130,7 +131,14 @@ def _loss_dict(measured: TokenQuality | PartQuality) -> dict[str, float | None]:
     return {"original": _json_number(measured.loss_original), "converted": _json_number(measured.loss_converted)}
 
 
-def validate(original: Any, converted: Any, batches: Iterable[Feeds], *, vocabulary: int | None = None) -> Validation:
+def validate(
+    original: Any,
+    converted: Any,
+    batches: Iterable[Feeds],
+    *,
+    vocabulary: int | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Validation:
     """Compare two models on the same inputs; each runs every batch once, and the original a few tokens more.
 
     Args:
@@ -140,6 +148,7 @@ def validate(original: Any, converted: Any, batches: Iterable[Feeds], *, vocabul
             samples. Positions where `attention_mask` is 0 are left out of everything.
         vocabulary: rows of the embedding that the token input indexes, where known; lets logits be
             recognised that no output name tells (see logits_output()).
+        progress: called with (runs done, runs in all).
 
     Raises:
         DataError: there is no batch, or a batch does not fit the model.
@@ -150,9 +159,15 @@ def validate(original: Any, converted: Any, batches: Iterable[Feeds], *, vocabul
         raise DataError("there is no held-out sample to validate on: give more data, or --no-validate")
     probe = CausalProbe.of(original, batches[0])
     probes = probe.batches if probe is not None else ()
-    befores = run_batches(original, [*probes, *batches])
+    total = count_runs(original, len(probes) + len(batches)) + count_runs(converted, len(batches))
+    runs = itertools.count(1)
+
+    def ran() -> None:
+        progress(next(runs), total)
+
+    befores = run_batches(original, [*probes, *batches], ran=ran)
     probed = [next(befores) for _ in probes]
-    afters = run_batches(converted, batches, [port.name for port in original.get_outputs()])
+    afters = run_batches(converted, batches, [port.name for port in original.get_outputs()], ran)
     outputs: dict[str, OutputSums] = {}
     telling: dict[str, Telling | None] = {}
     tokens: TokenSums | None = None

@@ -12,7 +12,7 @@ from dynorm_onnx.errors import DataError
 from dynorm_onnx.graph.model_io import load, prepare
 from dynorm_onnx.graph.pieces import cut_by_weights, part_of_model, weight_bytes
 from dynorm_onnx.runtime.arrays import run
-from dynorm_onnx.runtime.pieces import PiecewiseModel, open_for_batches, open_model, run_batches
+from dynorm_onnx.runtime.pieces import PiecewiseModel, count_runs, open_for_batches, open_model, run_batches
 from dynorm_onnx.runtime.session import make_session
 from tests.shipped import MODEL
 
@@ -48,8 +48,10 @@ def test_each_piece_is_opened_once_for_all_batches(model: ir.Model, monkeypatch:
 
     monkeypatch.setattr("dynorm_onnx.runtime.pieces.make_session", counted)
     monkeypatch.setattr("dynorm_onnx.runtime.pieces.ACTIVATIONS_LIMIT", 10_000)  # some go to files
-    outputs = list(run_batches(pieces, batches))
+    ran: list[int] = []
+    outputs = list(run_batches(pieces, batches, ran=lambda: ran.append(1)))
     assert len(opened) == len(cut_by_weights(model.graph, LIMIT))
+    assert len(ran) == count_runs(pieces, 3) == 3 * len(opened)
     for feeds, found in zip(batches, outputs, strict=True):
         np.testing.assert_allclose(found["logits"], run(make_session(MODEL), feeds)["logits"], atol=2e-4)
 
