@@ -12,7 +12,7 @@ from dynorm_onnx.errors import DataError
 from dynorm_onnx.graph.model_io import load, prepare
 from dynorm_onnx.graph.pieces import cut_by_weights, part_of_model, weight_bytes
 from dynorm_onnx.runtime.arrays import run
-from dynorm_onnx.runtime.pieces import PiecewiseModel, count_runs, open_for_batches, open_model, run_batches
+from dynorm_onnx.runtime.pieces import PiecewiseModel, Recorded, count_runs, open_for_batches, open_model, run_batches
 from dynorm_onnx.runtime.session import make_session
 from tests.shipped import MODEL
 
@@ -54,6 +54,17 @@ def test_each_piece_is_opened_once_for_all_batches(model: ir.Model, monkeypatch:
     assert len(ran) == count_runs(pieces, 3) == 3 * len(opened)
     for feeds, found in zip(batches, outputs, strict=True):
         np.testing.assert_allclose(found["logits"], run(make_session(MODEL), feeds)["logits"], atol=2e-4)
+
+
+def test_a_recorded_model_is_run_once(feeds: dict[str, np.ndarray]) -> None:
+    recorded = Recorded(make_session(MODEL))
+    assert count_runs(recorded, 2) == 2
+    ran: list[int] = []
+    first, again = (list(run_batches(recorded, [feeds, feeds], ran=lambda: ran.append(1))) for _ in range(2))
+    assert len(ran) == 2 and count_runs(recorded, 2) == 0
+    first[0].clear()
+    np.testing.assert_array_equal(again[0]["logits"], first[1]["logits"])
+    assert recorded.get_outputs()[0].name == "logits"
 
 
 def test_pieces_keep_to_the_limit_and_share_no_large_weight(model: ir.Model) -> None:
