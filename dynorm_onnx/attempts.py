@@ -8,7 +8,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from dynorm_onnx.calibration.data import CalibrationData
+from dynorm_onnx.calibration.data import CalibrationData, part_like, signature
 from dynorm_onnx.calibration.fit_rows import Leeway
 from dynorm_onnx.calibration.norms import Calibrated, calibrate_norms
 from dynorm_onnx.calibration.reconstruct import reconstruct
@@ -21,7 +21,8 @@ from dynorm_onnx.graph.fold import Folds
 from dynorm_onnx.graph.lower import LoweredNorm
 from dynorm_onnx.graph.rewrite import drop_unused_functions, replace, set_initializers
 from dynorm_onnx.progress import StepClock
-from dynorm_onnx.runtime.pieces import open_model
+from dynorm_onnx.runtime.arrays import Feeds
+from dynorm_onnx.runtime.pieces import open_for_batches
 from dynorm_onnx.runtime.validate import Validation, validate
 
 METHODS: dict[str, Callable[..., Calibrated]] = {"reconstruct": reconstruct, "fit": calibrate_norms}
@@ -56,8 +57,8 @@ def attempt(
             calibrated = METHODS[method](lowered, norms, REGISTRY[config.to], batches, advance, leeway)
     with clock.step("rewrite"):
         converted = rewritten(config, lowered, norms, calibrated)
-    with clock.step("validate"):
-        validation = validated(config, converted, data) if config.validate else None
+    with clock.step("validate") as advance:
+        validation = validated(config, converted, data, advance) if config.validate else None
     return Attempt(calibrated, converted, validation)
 
 
@@ -89,8 +90,8 @@ def distilled(
             progress=advance,
         )
     converted = rewritten(config, lowered, norms, calibrated)
-    with clock.step("validate"):
-        validation = validated(config, converted, data) if config.validate else None
+    with clock.step("validate") as advance:
+        validation = validated(config, converted, data, advance) if config.validate else None
     return Attempt(calibrated, converted, validation, run)
 
 
@@ -105,8 +106,8 @@ def with_weights_folded(
     with clock.step("fold"):
         folds = weights_folded(config, outcome.converted, norms)
     if folds.done and config.validate:
-        with clock.step("validate"):
-            outcome = dataclasses.replace(outcome, validation=validated(config, outcome.converted, data))
+        with clock.step("validate") as advance:
+            outcome = dataclasses.replace(outcome, validation=validated(config, outcome.converted, data, advance))
     return outcome, folds
 
 
@@ -123,9 +124,32 @@ def rewritten(
     return converted
 
 
-def validated(config: ConvertConfig, converted: ir.Model, data: CalibrationData | None) -> Validation | None:
+def validated(
+    config: ConvertConfig, converted: ir.Model, data: CalibrationData | None, progress: Callable[[int, int], None]
+) -> Validation | None:
     """Converted against original on held-out samples; None without data."""
-    if data is None:
-        return None
-    before, after = (open_model(model, provider=config.provider) for model in (config.model, converted))
-    return validate(before, after, data.validation, vocabulary=data.vocabulary)
+    return None if data is None else _compared(config, converted, data.validation, data.vocabulary, progress)
+
+
+def with_calibration_text(
+    config: ConvertConfig, outcome: Attempt, data: CalibrationData | None, clock: StepClock
+) -> Attempt:
+    """The outcome with the same measures of calibration data, at most as much of it as was held out: where the two
+    part, the parameters suit what they were fitted on and little else. Unchanged where nothing was fitted."""
+    if outcome.validation is None or outcome.calibrated is None or data is None:
+        return outcome
+    with clock.step("validate") as advance:
+        part = part_like(data.calibration, data.validation, signature(outcome.converted))
+        there = _compared(config, outcome.converted, part, data.vocabulary, advance)
+    return dataclasses.replace(outcome, validation=dataclasses.replace(outcome.validation, on_calibration=there))
+
+
+def _compared(
+    config: ConvertConfig,
+    converted: ir.Model,
+    batches: Sequence[Feeds],
+    vocabulary: int | None,
+    progress: Callable[[int, int], None],
+) -> Validation:
+    before, after = (open_for_batches(model, provider=config.provider) for model in (config.model, converted))
+    return validate(before, after, batches, vocabulary=vocabulary, progress=progress)

@@ -12,49 +12,68 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
+from rich.text import Text
 
 from dynorm_onnx.config import METHODS, OPTIMIZE, PROVIDERS, SAMPLES, TRAIN, ConvertConfig
 from dynorm_onnx.errors import DynormError
 from dynorm_onnx.pipeline import TARGETS, convert_model
-from dynorm_onnx.progress import Progress, no_progress
-from dynorm_onnx.report import print_report
-
-NARROWEST = 110
-"""Columns of a table that goes to a file or a pipe, where there is no terminal to ask."""
+from dynorm_onnx.report import Report, print_report
+from dynorm_onnx.terminal import print_error, shown_progress, table_console, use_safe_streams
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
+    use_safe_streams()
     options = vars(_parser().parse_args(arguments))
     as_json, verbosity, quiet = options.pop("json"), options.pop("verbose"), options.pop("quiet")
     errors = Console(stderr=True)
     _log_to(errors, verbosity, quiet)
+    told: list[str] = []
+
+    def tell(report: Report) -> None:
+        """Before the files are in their place: if this fails, nothing has been written."""
+        told.append(_as_json(report) if as_json else _as_text(report, options["report"]))
+
     try:
-        with _progress(errors, quiet) as progress:
-            report = convert_model(options.pop("model"), progress=progress, **options)
+        with shown_progress(errors, quiet=quiet) as progress:
+            report = convert_model(options.pop("model"), progress=progress, ready=tell, **options)
     except DynormError as error:
-        errors.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        print_error(errors, f"error: {error}")
         return error.exit_code
     except KeyboardInterrupt:
         errors.print("interrupted; nothing was written")
         return 130
-    if as_json:
-        print(json.dumps(report.as_dict(), allow_nan=False))
-    else:
-        console = _table_console()
-        print_report(report, console)
-        if options["report"] is not None:
-            console.print(f"page: [bold]{options['report']}[/bold]")
+    if as_json and not quiet and report.verdict is not None and not report.verdict.usable:
+        print_error(errors, report.verdict.sentence)
+    _write("".join(told))
     return 0
+
+
+def _as_json(report: Report) -> str:
+    return json.dumps(report.as_dict(), allow_nan=False) + "\n"
+
+
+def _as_text(report: Report, page: Path | None) -> str:
+    """The summary, with colours where stdout is a terminal."""
+    console = table_console()
+    with console.capture() as captured:
+        print_report(report, console)
+        if page is not None:
+            console.print(Text.assemble("page: ", (str(page), "bold")), soft_wrap=True)
+    return captured.get()
+
+
+def _write(text: str) -> None:
+    """To stdout; a reader that has left (`| head`) is no error."""
+    try:
+        print(text, end="", flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it exits
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -111,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     output.add_argument("--report", type=Path, metavar="OUT.html", help="also write a page to judge the result by")
     output.add_argument("--dry-run", action="store_true", help="list the norms, write nothing")
     output.add_argument("-v", "--verbose", action="count", default=0, help="log what is done; twice for all")
-    output.add_argument("-q", "--quiet", action="store_true", help="no progress bar, no log")
+    output.add_argument("-q", "--quiet", action="store_true", help="no progress, no log")
     return parser
 
 
@@ -123,37 +142,6 @@ def _log_to(console: Console, verbosity: int, quiet: bool) -> None:
     level = logging.ERROR if quiet else (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbosity, 2)]
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=console)])
     logging.getLogger("dynorm_onnx").setLevel(level)
-
-
-@contextmanager
-def _progress(console: Console, quiet: bool) -> Iterator[Progress]:
-    """A bar per step on stderr; nothing where stderr is no terminal, so that logs stay readable."""
-    if quiet or not console.is_terminal:
-        yield no_progress
-        return
-    columns: tuple[Any, ...] = (
-        TextColumn("{task.description:>10}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Bar(*columns, console=console, transient=True) as bar:
-        tasks: dict[str, Any] = {}
-
-        def advance(step: str, done: int, total: int) -> None:
-            if step not in tasks:
-                tasks[step] = bar.add_task(step, total=None)
-            bar.update(tasks[step], completed=done, total=total or None)
-
-        yield advance
-
-
-def _table_console() -> Console:
-    console = Console()
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        return Console(width=NARROWEST)
-    return console
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from dynorm_onnx.graph.fold import NO_FOLDS, Folds, Parity, fold_centring, fold_
 from dynorm_onnx.graph.lower import LoweredNorm
 from dynorm_onnx.graph.norm_site import SitesFound
 from dynorm_onnx.runtime.arrays import run
-from dynorm_onnx.runtime.pieces import open_model
+from dynorm_onnx.runtime.pieces import open_for_batches
 
 PROOF_LENGTH = 16
 """Tokens of the random input; sizes that the model fixes take its place."""
@@ -40,7 +40,7 @@ def _parity(config: ConvertConfig) -> Parity:
     def outputs(model: ir.Model) -> list[np.ndarray]:
         what, rng = signature(model), np.random.default_rng(config.seed)
         sample = draw_samples(what, rng, count=1, length=PROOF_LENGTH)[0]
-        session = open_model(model, provider=config.provider)
+        session = open_for_batches(model, provider=config.provider)
         return list(run(session, complete(sample, what, rng)).values())
 
     return Parity(outputs)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import onnx_ir as ir
 
-from dynorm_onnx.attempts import distilled, with_weights_folded
+from dynorm_onnx.attempts import distilled, with_calibration_text, with_weights_folded
 from dynorm_onnx.calibration.data import CalibrationData, load_calibration
 from dynorm_onnx.calibration.fit_rows import Leeway
 from dynorm_onnx.calibration.leeway import leeways
@@ -26,7 +27,7 @@ from dynorm_onnx.graph.sites import find_sites
 from dynorm_onnx.progress import Progress, StepClock, no_progress
 from dynorm_onnx.report import Report, build_report
 from dynorm_onnx.report.evidence import Evidence, gather_evidence
-from dynorm_onnx.report.html import require_html, write_html
+from dynorm_onnx.report.html import require_html, staged_html
 from dynorm_onnx.runtime.fuse import fuse_for_ort, same_outputs
 from dynorm_onnx.runtime.session import make_session, run_model
 from dynorm_onnx.runtime.timing import Timing
@@ -36,10 +37,17 @@ from dynorm_onnx.within_bounds import within_bounds
 TARGETS = (*REGISTRY, "rmsnorm")
 
 
-def convert_model(model: str | os.PathLike[str], *, progress: Progress = no_progress, **knobs: Any) -> Report:
+def convert_model(
+    model: str | os.PathLike[str],
+    *,
+    progress: Progress = no_progress,
+    ready: Callable[[Report], object] = lambda report: None,
+    **knobs: Any,
+) -> Report:
     """Convert a model file; the knobs are those of ConvertConfig, which documents them.
 
-    Returns the Report. Raises the errors of dynorm_onnx.errors, and then nothing was written.
+    `ready` is called with the report before the files are moved into their place. Returns the Report. Raises the
+    errors of dynorm_onnx.errors and what `ready` raises, and then nothing was written.
     """
     config = ConvertConfig.of(model, **knobs)
     check_choice("--to", config.to, TARGETS)
@@ -54,7 +62,7 @@ def convert_model(model: str | os.PathLike[str], *, progress: Progress = no_prog
         found = find_sites(prepared, run=run_model)
         chosen, kept = select(found, config.only, config.keep, replaced=count_replacements(original))
     if config.dry_run:
-        return _told(config, build_report(config, found, kept, clock))
+        return _put_in_place(config, build_report(config, found, kept, clock), ready)
     model_io.require_weights(original)
     model_io.require_output(original, config.output_path)
     with clock.step("data"):
@@ -68,24 +76,39 @@ def convert_model(model: str | os.PathLike[str], *, progress: Progress = no_prog
     kept |= {name: f"kept for the bound: its replacement costs {cost:.2g} of it" for name, cost in met.kept.items()}
     outcome = distilled(config, prepared, [n for n in norms if n.site_name not in met.kept], met.outcome, data, clock)
     outcome, weight_folds = with_weights_folded(config, norms, outcome, data, clock)
+    outcome = with_calibration_text(config, outcome, data, clock)
     with clock.step("time"):
         timing = _time(config, outcome.converted, data)
     evidence = _evidence(config, prepared, norms, outcome.calibrated, data, clock)
-    with clock.step("save"):
-        model_io.save(outcome.converted, config.output_path)
-        if outcome.distillation is not None:
-            config.checkpoint_path.unlink(missing_ok=True)
-    report = build_report(
-        config, found, kept, clock, data, outcome.calibrated, outcome.validation, timing, outcome.distillation,
-        folds + weight_folds,
-    )  # fmt: skip
-    return _told(config, report, evidence)
+    with contextlib.ExitStack() as files:
+        with clock.step("save"):
+            place = files.enter_context(model_io.staged(outcome.converted, config.output_path))
+        report = build_report(
+            config, found, kept, clock, data, outcome.calibrated, outcome.validation, timing, outcome.distillation,
+            folds + weight_folds,
+        )  # fmt: skip
+        _put_in_place(config, report, ready, evidence, place)
+    if outcome.distillation is not None:
+        config.checkpoint_path.unlink(missing_ok=True)
+    return report
 
 
-def _told(config: ConvertConfig, report: Report, evidence: Evidence | None = None) -> Report:
-    """The report, written as a page too where one was asked for."""
-    if config.report is not None:
-        write_html(report, config.report, evidence)
+def _put_in_place(
+    config: ConvertConfig,
+    report: Report,
+    ready: Callable[[Report], object],
+    evidence: Evidence | None = None,
+    place_model: Callable[[], None] = lambda: None,
+) -> Report:
+    """The report, told; then the model and the page, both written by then, under their names."""
+    with contextlib.ExitStack() as files:
+        page = None
+        if config.report is not None:
+            page = files.enter_context(staged_html(report, config.report, evidence))
+        ready(report)
+        place_model()
+        if page is not None:
+            page()
     return report
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
@@ -16,10 +17,13 @@ from dynorm_onnx.errors import BoundError
 from dynorm_onnx.graph.linear import find_linear_layers
 from dynorm_onnx.graph.lower import LoweredNorm
 from dynorm_onnx.progress import StepClock
-from dynorm_onnx.runtime.pieces import open_model
+from dynorm_onnx.runtime.pieces import Recorded, open_for_batches
 from dynorm_onnx.runtime.validate import Validation, validate
 
-COST_BATCHES = 2  # held-out batches on which the cost of each single norm is measured
+COST_BATCHES = 2  # held-out batches on which costs are measured
+MOST_MEASURED = 16
+"""Costs that are measured, each by a run of a whole model: of single norms up to so many, else of runs of neighbours,
+which divide a cost among them by the squares of their fit errors."""
 
 
 def within_bounds(
@@ -59,8 +63,7 @@ def _excess(config: ConvertConfig, validation: Validation | None) -> float:
             raise BoundError(f"--max-kl {config.max_kl}: the model has no output of logits; use --max-error")
         excess = max(excess, validation.quality.kl_mean / config.max_kl)
     if config.max_error is not None:
-        worst = max(error.relative_error for error in validation.outputs.values())
-        excess = max(excess, worst / config.max_error)
+        excess = max(excess, validation.largest_error / config.max_error)
     return excess
 
 
@@ -72,7 +75,7 @@ def _costs(
     data: CalibrationData | None,
     clock: StepClock,
 ) -> dict[str, float]:
-    """By site, how much damage goes, in units of the bounds, when that norm alone comes back.
+    """By site, how much damage goes, in units of the bounds, when that norm comes back, alone or with its neighbours.
 
     With it come the original weights of the layers that read it, for the new ones suit its replacement.
     """
@@ -80,23 +83,42 @@ def _costs(
     if calibrated is None or data is None:
         return {}  # an exact rewrite: keeping norms would not make it better
     layers = find_linear_layers(lowered.graph).layers
-    readers = {norm.site_name: {layer.name for layer in layers if layer.x is norm.y} for norm in norms}
-    original = open_model(config.model, provider=config.provider)
+    original = Recorded(open_for_batches(config.model, provider=config.provider))
     batches, vocabulary = data.validation[:COST_BATCHES], data.vocabulary
 
     def excess(model: ir.Model) -> float:
-        session = open_model(model, provider=config.provider)
-        return _excess(config, validate(original, session, batches, vocabulary=vocabulary))
+        opened = open_for_batches(model, provider=config.provider)
+        return _excess(config, validate(original, opened, batches, vocabulary=vocabulary))
 
-    every = excess(outcome.converted)
     costs: dict[str, float] = {}
+    groups = neighbours(norms)
     with clock.step("costs") as advance:
-        for done, norm in enumerate(norms):
-            others = [other for other in norms if other is not norm]
-            weights = {
-                name: array for name, array in calibrated.initializers.items() if name not in readers[norm.site_name]
-            }
+        every = excess(outcome.converted)
+        for done, group in enumerate(groups):
+            values = {norm.y for norm in group}
+            readers = {layer.name for layer in layers if layer.x in values}
+            weights = {name: array for name, array in calibrated.initializers.items() if name not in readers}
+            others = [norm for norm in norms if norm not in group]
             back = rewritten(config, lowered, others, dataclasses.replace(calibrated, initializers=weights))
-            costs[norm.site_name] = every - excess(back)
-            advance(done + 1, len(norms))
+            errors = {norm.site_name: calibrated.fits[norm.site_name].relative_error for norm in group}
+            costs |= shared(every - excess(back), errors)
+            advance(done + 1, len(groups))
     return costs
+
+
+def neighbours(norms: Sequence[LoweredNorm]) -> list[Sequence[LoweredNorm]]:
+    """The norms, in graph order, in at most MOST_MEASURED runs."""
+    size = -(-len(norms) // MOST_MEASURED)
+    return [norms[start : start + size] for start in range(0, len(norms), size)]
+
+
+def shared(cost: float, errors: Mapping[str, float]) -> dict[str, float]:
+    """A cost divided by the squares of the errors, by site; evenly where these say nothing.
+
+    A negative cost is divided evenly too, so that no norm seems cheap for being fitted badly.
+    """
+    squares = {name: error**2 for name, error in errors.items()}
+    total = sum(squares.values())
+    if cost < 0 or not 0 < total < math.inf:
+        return {name: cost / len(squares) for name in squares}
+    return {name: cost * square / total for name, square in squares.items()}

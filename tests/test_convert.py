@@ -12,20 +12,23 @@ import numpy as np
 import onnx
 import pytest
 
+from dynorm_onnx import convert_model
+from dynorm_onnx.report import Report
 from tests.shipped import FOLDER, MODEL, NORMS, TEXT
 
 QUICK = ["--data", str(TEXT), "--samples", "8", "--max-length", "48", "--method", "fit", "--no-time"]
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+def run(*arguments: object, encoding: str = "utf-8") -> subprocess.CompletedProcess[str]:
     """The command in a process of its own; stderr is no terminal."""
     command = [sys.executable, "-m", "dynorm_onnx.convert", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | {"COLUMNS": "120"})
+    environment = os.environ | {"COLUMNS": "120", "PYTHONIOENCODING": encoding}
+    return subprocess.run(command, capture_output=True, encoding=encoding, timeout=300, env=environment)
 
 
 def failure(*arguments: object, code: int = 2) -> str:
     """stderr of a command that must fail so: no traceback, nothing on stdout."""
-    done = run(*arguments)
+    done = run(*arguments, "-q")
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
     assert not done.stdout
@@ -41,7 +44,9 @@ def test_converts_beside_the_model_and_prints_a_summary(tmp_path: Path) -> None:
     assert (tmp_path / "tiny.dyisru.onnx").exists()
     for part in (f"{NORMS} norms", "model.layers.0.input_layernorm", "KL to the original", "top-1 agreement"):
         assert part in done.stdout
-    assert not done.stderr
+    lines = done.stderr.splitlines()
+    assert lines[0] == "find: begins" and "calibrate: begins" in lines and lines[-1].startswith("save: done in ")
+    assert not run(MODEL, "--dry-run", "-q").stderr
 
 
 def test_json_is_one_object_and_nothing_else(tmp_path: Path) -> None:
@@ -53,6 +58,51 @@ def test_json_is_one_object_and_nothing_else(tmp_path: Path) -> None:
     assert report["calibration"]["tokens"] > 0 and report["calibration"]["samples"] <= 8
     assert 0 < report["validation"]["kl"]["mean"] < report["validation"]["kl"]["p99"]
     assert report["timing"] == [] and report["changed_initializers"] == []
+
+
+def bracketed(path: Path) -> None:
+    """The shipped model, its first layer's names as some exporters write them."""
+    model = onnx.load(MODEL)
+    for tensor in model.graph.initializer:
+        tensor.name = tensor.name.replace("layers.0.", "layers[0].:smile:.")
+    for node in model.graph.node:
+        for place, name in enumerate(node.input):
+            node.input[place] = name.replace("layers.0.", "layers[0].:smile:.")
+    onnx.save(model, path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "cp1252", "ascii"])
+def test_names_are_shown_as_they_are_in_any_encoding(encoding: str, tmp_path: Path) -> None:
+    bracketed(tmp_path / "λ[bold].onnx")
+    data = ["--data", TEXT, "--tokenizer", FOLDER / "tokenizer.json", "--samples", 4, "--max-length", 16]
+    knobs = [*data, "--to", "rmsnorm", "--no-time", "-o", tmp_path / "out[red].onnx"]
+    done = run(tmp_path / "λ[bold].onnx", *knobs, encoding=encoding)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    first = "λ[bold].onnx → rmsnorm" if encoding == "utf-8" else "?[bold].onnx -> rmsnorm"
+    assert done.stdout.startswith(first)
+    assert "model.layers[0].:smile:.input_layernorm" in done.stdout and "out[red].onnx" in done.stdout
+    assert (tmp_path / "out[red].onnx").exists()
+
+
+def test_what_cannot_be_told_is_not_written(tmp_path: Path) -> None:
+    def fails(report: Report) -> None:
+        raise RuntimeError("no paper")
+
+    with pytest.raises(RuntimeError, match="no paper"):
+        convert_model(MODEL, to="rmsnorm", output=tmp_path / "out.onnx", validate=False, time=False, ready=fails)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_that_is_not_usable_says_so_first(tmp_path: Path) -> None:
+    data = ["--data", TEXT, "--samples", 2, "--max-length", 8, "--method", "fit", "--no-time"]
+    done = run(MODEL, *data, "-o", tmp_path / "out.onnx")
+    assert done.returncode == 0 and (tmp_path / "out.onnx").exists()
+    assert done.stdout.startswith("this model is not usable: the next-token loss rises")
+    assert "  try --method reconstruct" in done.stdout
+    done = run(MODEL, *data, "-o", tmp_path / "out.onnx", "--json")
+    assert json.loads(done.stdout)["verdict"]["usable"] is False
+    assert "this model is not usable" in done.stderr
 
 
 def test_a_dry_run_prints_the_sites(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ LAYERS = (
     ("graph",),
     ("custom_ops",),
     ("functions",),
-    ("config", "errors", "plotting", "progress"),
+    ("config", "errors", "plotting", "progress", "terminal"),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 FILES = sorted(PACKAGE.rglob("*.py"))

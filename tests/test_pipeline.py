@@ -115,6 +115,19 @@ def test_the_same_seed_gives_the_same_file(tmp_path: Path) -> None:
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
 
 
+def test_calibration_text_is_measured_beside_the_held_out_text(tmp_path: Path) -> None:
+    report = convert_model(MODEL, output=tmp_path / "out.onnx", **QUICK)
+    assert report.validation is not None and report.validation.quality is not None
+    beside = report.validation.on_calibration
+    assert beside is not None and beside.quality is not None
+    assert 0 < beside.quality.tokens <= report.validation.quality.tokens
+    # Re-fitted on 768 tokens, the model has learned them by heart.
+    assert beside.quality.kl_mean < report.validation.quality.kl_mean / 1.3
+    assert any("calibration data" in warning for warning in report.warnings)
+    exact = convert_model(MODEL, to="rmsnorm", output=tmp_path / "exact.onnx", **QUICK)
+    assert exact.validation is not None and exact.validation.on_calibration is None
+
+
 def test_a_dry_run_lists_and_writes_nothing(tmp_path: Path) -> None:
     output = tmp_path / "converted.onnx"
     report = convert_model(MODEL, output=output, dry_run=True)

@@ -16,7 +16,7 @@ SHARE = 8  # one sample in so many is held out
 
 
 def held_out_samples(batches: Sequence[Feeds]) -> list[np.ndarray]:
-    """For every batch, bool [samples]: whether a sample is held out; one in SHARE, spread evenly, at least one of two."""
+    """For every batch, bool [samples]: whether a sample is held out. One in SHARE is, spread evenly; one of fewer."""
     sizes = [_samples(feeds) for feeds in batches]
     total = sum(sizes)
     every = min(SHARE, max(total, 1))

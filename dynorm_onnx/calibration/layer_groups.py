@@ -46,7 +46,7 @@ def group_layers(graph: ir.Graph, norms: Sequence[LoweredNorm]) -> tuple[list[La
         if behind[str(layer.x.name)] <= 0:
             continue  # its input is the same in both models
         if _bytes_of_sums(layer) > GRAM_LIMIT:
-            notes.append(f"{layer.name} is left as it is: its {layer.inputs} inputs are too many to sum up")
+            notes.append(f"{layer.label} is left as it is: its {layer.inputs} inputs are too many to sum up")
             continue
         together.setdefault((str(layer.x.name), layer.feature_axis), []).append(layer)
     members = [tuple(layers) for layers in together.values()]

@@ -26,7 +26,7 @@ class Rows:
     def of(
         cls, x: np.ndarray, target: np.ndarray, token_weights: np.ndarray | None, held_out: np.ndarray | None
     ) -> Rows:
-        """From x and target [..., C], the weights of the tokens [batch, length] and which samples [batch] are held out."""
+        """From x and target [..., C], the weights of the tokens [batch, length] and the samples [batch] held out."""
         rows, wanted = (np.asarray(array).reshape(-1, x.shape[-1]) for array in (x, target))
         weights = row_weights(token_weights, x)
         usable = (weights > 0) & _finite(rows) & _finite(wanted)

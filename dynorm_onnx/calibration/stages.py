@@ -14,8 +14,8 @@ import numpy as np
 import onnx_ir as ir
 
 from dynorm_onnx.calibration.plan import Plan, SolvePoint, Stage, make_plan
-from dynorm_onnx.calibration.store import ActivationStore
 from dynorm_onnx.graph.pieces import part_of_model
+from dynorm_onnx.runtime.activations import ActivationStore
 from dynorm_onnx.runtime.arrays import Feeds, run
 from dynorm_onnx.runtime.session import make_session
 

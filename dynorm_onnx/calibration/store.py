@@ -1,4 +1,4 @@
-"""What a calibration must keep: activations at a cut, re-fitted weights; in memory up to a limit, above it in files."""
+"""Re-fitted weights, in memory up to a limit, above it in files."""
 
 from __future__ import annotations
 
@@ -13,69 +13,6 @@ import numpy as np
 import onnx_ir as ir
 
 log = logging.getLogger(__name__)
-
-
-class ActivationStore:
-    """Arrays by (batch, name). Close it, or use it in a `with`, to delete what it wrote.
-
-    Above `memory_limit` bytes held, new arrays go to files in a temporary folder and are read back
-    through memory maps, so that the operating system decides what stays in memory.
-    """
-
-    def __init__(self, memory_limit: int) -> None:
-        self._limit = memory_limit
-        self._held = 0
-        self._arrays: dict[tuple[int, str], np.ndarray] = {}
-        self._files: dict[tuple[int, str], Path] = {}
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
-        self._written = 0
-
-    def __enter__(self) -> ActivationStore:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def put(self, batch: int, name: str, array: np.ndarray) -> None:
-        """Keep an array; it must not be written to afterwards."""
-        key = (batch, name)
-        if self._held + array.nbytes > self._limit and array.nbytes:
-            self._arrays[key] = self._mapped(key, array)
-        else:
-            self._arrays[key] = array
-            self._held += array.nbytes
-
-    def get(self, batch: int, name: str) -> np.ndarray:
-        """The array; KeyError where it was never put or has been dropped."""
-        return self._arrays[batch, name]
-
-    def drop(self, name: str) -> None:
-        """Forget a name in every batch."""
-        for key in [key for key in self._arrays if key[1] == name]:
-            array = self._arrays.pop(key)
-            if (file := self._files.pop(key, None)) is not None:
-                file.unlink()
-            else:
-                self._held -= array.nbytes
-
-    def close(self) -> None:
-        """Forget everything and delete the files."""
-        self._arrays.clear()
-        self._files.clear()
-        self._held = 0
-        if self._folder is not None:
-            self._folder.cleanup()
-            self._folder = None
-
-    def _mapped(self, key: tuple[int, str], array: np.ndarray) -> np.ndarray:
-        if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="dynorm-activations-")
-            log.info("activations above %d MiB are kept in %s", self._limit >> 20, self._folder.name)
-        self._written += 1
-        file = Path(self._folder.name) / f"{self._written}.bin"
-        array.tofile(file)
-        self._files[key] = file
-        return np.memmap(file, dtype=array.dtype, mode="r", shape=array.shape)
 
 
 class WeightStore:

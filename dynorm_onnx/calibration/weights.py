@@ -16,7 +16,7 @@ import onnx_ir as ir
 from dynorm_onnx.calibration.data import signature
 from dynorm_onnx.runtime.arrays import Feeds
 from dynorm_onnx.runtime.logits import LogitsOutput, is_causal
-from dynorm_onnx.runtime.pieces import open_model
+from dynorm_onnx.runtime.pieces import open_for_batches
 
 
 def token_weights(feeds: Feeds, tokens: str | None, *, causal: bool) -> np.ndarray | None:
@@ -61,5 +61,5 @@ def weights_of_batches(model: ir.Model, batches: Sequence[Feeds]) -> list[np.nda
     tokens = what.tokens.name if what.tokens is not None else None
     causal = False
     if tokens is not None and what.logits is not None and batches:
-        causal = is_causal(open_model(model), batches[0], LogitsOutput(what.logits, tokens, aligned=True))
+        causal = is_causal(open_for_batches(model), batches[0], LogitsOutput(what.logits, tokens, aligned=True))
     return [token_weights(feeds, tokens, causal=causal) for feeds in batches]

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
+from dynorm_onnx.graph.layer_label import layer_label
 from dynorm_onnx.graph.lower.lowered_norm import sum_operands
 from dynorm_onnx.graph.reads import inputs_of
 
@@ -50,6 +51,11 @@ class LinearLayer:
     nodes: tuple[ir.Node, ...]  # the node, and the Add of the bias
     y: ir.Value | None  # behind the bias; None where it stays inside the operator
     residual: Residual | None
+
+    @property
+    def label(self) -> str:
+        """What people call it; `name` is the key."""
+        return layer_label(self.node, self.weight)
 
     @property
     def inputs(self) -> int:

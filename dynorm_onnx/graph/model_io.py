@@ -8,33 +8,39 @@ import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from dynorm_onnx.errors import ModelError, UsageError
+from dynorm_onnx.graph.data_in_file import read_without_data, write_with_data
 from dynorm_onnx.graph.prepare import clone, prepare
 
-__all__ = ["clone", "load", "prepare", "require_output", "require_weights", "save"]
+__all__ = ["clone", "load", "prepare", "require_output", "require_weights", "save", "staged"]
 
 logger = logging.getLogger(__name__)
 
 EXTERNAL_ABOVE = 1 << 30  # bytes of weights; well under protobuf's own limit of 2 GiB
+LEFT_IN_FILE_ABOVE = 64 << 20  # bytes of a file whose weights are read where they lie, not all at once
 _SMALL = 256  # bytes; smaller tensors (shapes, axes) stay in the graph even if the weights do not
 _SOURCE = "dynorm.source"  # where a model was loaded from, in ir.Model.meta
+_INSIDE = "dynorm.inside"  # of a tensor: its data lies in the model's own file
 
 
 def load(path: str | os.PathLike[str]) -> ir.Model:
-    """The model in `path`; its external weights stay on disk until they are read.
+    """The model in `path`; its external weights, and those in a large file, stay on disk until they are read.
 
     Raises ModelError if the file is not there, cannot be read or is no whole ONNX model. External
     weights may be missing: the structure can be looked at without them, see `require_weights`.
     """
     source = pathlib.Path(path).absolute()
     try:
-        proto = onnx.load(source, format="protobuf", load_external_data=False)
+        status = source.stat()
+        # onnx-ir takes a second hard link to a file of weights for an attack.
+        leave = status.st_size > LEFT_IN_FILE_ABOVE and status.st_nlink == 1
+        proto = read_without_data(source) if leave else onnx.load(source, "protobuf", load_external_data=False)
     except FileNotFoundError:
         raise ModelError(f"{path}: there is no such file.") from None
     except OSError as error:
@@ -53,7 +59,9 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
         ir.external_data.set_base_dir(graph, source.parent)
     for value in _initializers(model):
         if isinstance(value.const_value, ir.ExternalTensor):
+            inside = value.const_value.location == source.name
             value.const_value = _within_reach(value.const_value, source.parent)
+            value.const_value.meta[_INSIDE] = inside
     model.meta[_SOURCE] = str(source)
     return model
 
@@ -84,22 +92,47 @@ def save(model: ir.Model, path: str | os.PathLike[str], external_above: int = EX
     Raises UsageError if `path` is the model's own file, if PATH.data holds weights that the model
     reads, or if nothing can be written there; ModelError if weights are missing.
     """
+    with staged(model, path, external_above) as place:
+        place()
+
+
+@contextlib.contextmanager
+def staged(
+    model: ir.Model, path: str | os.PathLike[str], external_above: int = EXTERNAL_ABOVE
+) -> Iterator[Callable[[], None]]:
+    """The files of save() written in full but not yet in their place, and what moves them there.
+
+    For whoever has something to do that may fail before anything is to be seen. Raises what save() raises.
+    """
     require_weights(model)
     require_output(model, path)
     target, data = _files(path)
     tensors = [value.const_value for value in _initializers(model) if value.const_value is not None]
-    external = any(isinstance(tensor, ir.ExternalTensor) for tensor in tensors)
+    external = any(isinstance(t, ir.ExternalTensor) and not t.meta.get(_INSIDE) for t in tensors)
     external = external or sum(tensor.nbytes for tensor in tensors) > external_above
-    try:
-        _read_external_attributes(model)
-        with _folder_beside(target) as folder:
+    with contextlib.ExitStack() as stack:
+        with _cannot_be_written(path):
+            folder = stack.enter_context(_folder_beside(target))
+            _read_external_attributes(model)
             if external:
                 ir.save(model, folder / target.name, external_data=data.name, size_threshold_bytes=_SMALL)
             else:
-                ir.save(model, folder / target.name)
-            if (folder / data.name).exists():
-                os.replace(folder / data.name, data)  # first: a model must find its weights
-            os.replace(folder / target.name, target)
+                with (folder / target.name).open("wb") as file:
+                    write_with_data(model, file)
+
+        def place() -> None:
+            with _cannot_be_written(path):
+                if (folder / data.name).exists():
+                    os.replace(folder / data.name, data)  # first: a model must find its weights
+                os.replace(folder / target.name, target)
+
+        yield place
+
+
+@contextlib.contextmanager
+def _cannot_be_written(path: str | os.PathLike[str]) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise UsageError(f"{path}: cannot be written: {error.strerror or error}.") from error
 

@@ -60,18 +60,26 @@ def cut_by_weights(graph: ir.Graph, limit: int) -> list[Piece]:
 def _places(graph: ir.Graph, limit: int) -> dict[ir.Node, int]:
     """The piece of every node that depends on an input of the graph."""
     varying = {value for value in graph.inputs if not value.is_initializer()}
+    behind: dict[ir.Value, frozenset[ir.Value]] = {}  # the initializers that a constant value is computed from
     place: dict[ir.Node, int] = {}
-    piece, held = 0, 0
+    piece, held = 0, set[ir.Value]()
     for node in graph:
         read = list(inputs_of(node))
+        own = {weight for value in read for weight in _weights(value, behind)}
         if not any(value in varying for value in read):
+            behind.update(dict.fromkeys(node.outputs, frozenset(own)))
             continue
         varying.update(node.outputs)
-        own = sum(
-            value.const_value.nbytes for value in read if value.is_initializer() and value.const_value is not None
-        )
-        if held and held + own > limit:
-            piece, held = piece + 1, 0
-        held += own
+        if held and _bytes(held | own) > limit:
+            piece, held = piece + 1, set()
+        held |= own
         place[node] = piece
     return place
+
+
+def _weights(value: ir.Value, behind: dict[ir.Value, frozenset[ir.Value]]) -> frozenset[ir.Value]:
+    return frozenset([value]) if value.is_initializer() else behind.get(value, frozenset())
+
+
+def _bytes(weights: set[ir.Value]) -> int:
+    return sum(value.const_value.nbytes for value in weights if value.const_value is not None)

@@ -158,7 +158,7 @@ class _Tokens:
 
 
 def _pairs(items: Mapping[int, _Call], tokens: _Tokens) -> list[Rows]:
-    """The batches that are here in both models, with the same tokens: the converted model's x, the original's output."""
+    """The batches that are here in both models, with the same tokens: the converted x, the original's output."""
     pairs: list[Rows] = []
     for batch in range(len(tokens.weights)):
         original, converted = items.get(2 * batch), items.get(2 * batch + 1)

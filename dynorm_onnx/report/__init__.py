@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from dynorm_onnx.report.build import build_report
 from dynorm_onnx.report.console import print_report
-from dynorm_onnx.report.model import CalibrationSummary, Report, SiteReport
+from dynorm_onnx.report.model import CalibrationSummary, Report, SiteReport, Verdict
 
-__all__ = ["CalibrationSummary", "Report", "SiteReport", "build_report", "print_report"]
+__all__ = ["CalibrationSummary", "Report", "SiteReport", "Verdict", "build_report", "print_report"]

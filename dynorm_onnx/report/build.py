@@ -13,6 +13,7 @@ from dynorm_onnx.graph.fold import NO_FOLDS, Folds
 from dynorm_onnx.graph.norm_site import NormSite, SitesFound
 from dynorm_onnx.progress import StepClock, peak_memory_mib
 from dynorm_onnx.report.model import CalibrationSummary, Report, SiteReport
+from dynorm_onnx.report.verdict import badly_fitted, judge
 from dynorm_onnx.runtime.timing import Timing
 from dynorm_onnx.runtime.validate import Validation
 
@@ -30,6 +31,7 @@ def build_report(
     folds: Folds = NO_FOLDS,
 ) -> Report:
     """The report of one conversion; without data and outcome, that of a dry run."""
+    sites = tuple(_site(site, config, kept, calibrated) for site in found.sites) + _refused(found)
     return Report(
         model=config.model,
         output=None if config.dry_run else config.output_path,
@@ -37,15 +39,16 @@ def build_report(
         method=config.method if calibrated else None,
         optimize=config.optimize,
         version=importlib.metadata.version("dynorm-onnx"),
-        sites=tuple(_site(site, config, kept, calibrated) for site in found.sites) + _refused(found),
+        sites=sites,
         near_misses=found.near_misses,
         calibration=_calibration(data, clock) if calibrated else None,
         distillation=distillation,
         validation=validation,
+        verdict=judge(config, sites, validation),
         timing=timing,
         changed_initializers=_changed(calibrated, folds),
         folds=folds,
-        warnings=_warnings(data if calibrated else None, calibrated, validation),
+        warnings=(*_warnings(data if calibrated else None, calibrated, validation), *badly_fitted(sites)),
         seconds=dict(clock.seconds),
         peak_memory_mib=round(peak_memory_mib(), 1),
     )

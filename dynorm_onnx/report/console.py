@@ -1,4 +1,7 @@
-"""The report as a person reads it in a terminal or a log: sites, quality, timing, where it went."""
+"""The report as a person reads it in a terminal or a log: the verdict, sites, quality, timing, where it went.
+
+What comes from a model or a path goes through Text or escape(): rich reads square brackets as markup.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from dynorm_onnx.report.model import Report, SiteReport
+from dynorm_onnx.runtime.measures import TokenQuality
+from dynorm_onnx.runtime.validate import Validation
 
 MOST_ROWS = 40
 """Longer lists of sites are shown by their first and last rows; the JSON has them all."""
@@ -21,35 +28,46 @@ WORTH_FUSING = 0.95
 
 def print_report(report: Report, console: Console) -> None:
     """Write the report to a console."""
+    if report.verdict is not None and not report.verdict.usable:
+        console.print(Text(report.verdict.sentence, style="bold red"), soft_wrap=True)
+        for line in report.verdict.advice:
+            console.print(Text(f"  try {line}"), soft_wrap=True)
     counts = Counter(site.status for site in report.sites)
     told = ", ".join(f"{count} {status}" for status, count in counts.items())
-    console.print(f"[bold]{report.model.name}[/bold] → {report.to}: {len(report.sites)} norms, {told}")
+    arrow = "→" if console.encoding.startswith("utf") else "->"
+    _say(console, f"[bold]{escape(report.model.name)}[/bold] {arrow} {report.to}: {len(report.sites)} norms, {told}")
     console.print(_sites(report))
     for miss in report.near_misses:
-        console.print(f"not a norm: {miss.name}: {miss.reason}")
+        _say(console, escape(f"not a norm: {miss.name}: {miss.reason}"))
     for line in _folds(report):
-        console.print(line)
+        _say(console, line)
     if report.calibration:
         c = report.calibration
-        console.print(f"calibrated on {c.tokens:,} tokens ({c.source}), {c.samples} samples, {c.seconds:.1f} s")
+        source = escape(c.source)
+        _say(console, f"calibrated on {c.tokens:,} tokens ({source}), {c.samples} samples, {c.seconds:.1f} s")
     if report.distillation:
-        console.print(_distillation(report.distillation))
+        _say(console, _distillation(report.distillation, arrow))
     if report.validation:
-        console.print(_quality(report))
+        console.print(_quality(report.validation))
     if report.timing:
         console.print(_timing(report))
     for warning in report.warnings:
-        console.print(f"[yellow]warning:[/yellow] {warning}")
+        _say(console, f"[yellow]warning:[/yellow] {escape(warning)}")
     if report.output:
-        console.print(f"written: [bold]{report.output}[/bold]")
+        _say(console, f"written: [bold]{escape(str(report.output))}[/bold]")
 
 
-def _distillation(run: Mapping[str, Any]) -> str:
+def _say(console: Console, markup: str) -> None:
+    """A line as it is: names like :key: are no emoji."""
+    console.print(markup, emoji=False)
+
+
+def _distillation(run: Mapping[str, Any], arrow: str) -> str:
     losses = [point["loss"] for point in run["losses"]]
     return (
         f"distilled on {run['tokens']:,} tokens in {run['steps']} steps "
         f"({run['train']} parameters, {run['precision']}), "
-        f"loss {losses[0]:.4f} → {losses[-1]:.4f}, {run['seconds']:.0f} s"
+        f"loss {losses[0]:.4f} {arrow} {losses[-1]:.4f}, {run['seconds']:.0f} s"
     )
 
 
@@ -71,12 +89,12 @@ def _sites(report: Report) -> Table:
 
 def _add_site(table: Table, site: SiteReport) -> None:
     table.add_row(
-        site.name,
+        Text(site.name),
         site.kind,
         site.form,
         str(site.channels or "?"),
         site.dtype or "?",
-        f"{site.status}: {site.reason}" if site.reason else site.status,
+        Text(f"{site.status}: {site.reason}" if site.reason else site.status),
         "" if site.error is None else f"{site.error:.3f}",
     )
 
@@ -92,23 +110,53 @@ def _folds(report: Report) -> Iterator[str]:
             yield f"folds: {sites} {told} ({into} changed; outputs moved by {report.folds.error or 0:.1g})"
 
 
-def _quality(report: Report) -> Table:
-    validation = report.validation
-    assert validation is not None
+def _quality(validation: Validation) -> Table:
     table = Table(title=f"Quality on {validation.samples} held-out samples", title_justify="left")
     for heading in ("measure", "original", "converted"):
         table.add_column(heading, justify="left" if heading == "measure" else "right")
-    quality = validation.quality
-    if quality is not None:
-        if quality.loss_original is not None and quality.loss_converted is not None:
-            table.add_row("next-token loss, nats", f"{quality.loss_original:.4f}", f"{quality.loss_converted:.4f}")
-        table.add_row("KL to the original, mean", "0", f"{quality.kl_mean:.4f}")
-        table.add_row("KL to the original, 99 % quantile", "0", f"{quality.kl_p99:.4f}")
-        table.add_row("top-1 agreement", "1", f"{quality.top1_agreement:.4f}")
+    if validation.quality is not None:
+        for row in _predictions(validation.quality):
+            table.add_row(*row)
+    for row in _on_calibration(validation):
+        table.add_row(*row)
     for name, error in validation.outputs.items():
-        table.add_row(f"{name}: relative error", "0", f"{error.relative_error:.3g}")
-        table.add_row(f"{name}: cosine, mean", "1", f"{error.cosine:.4f}")
+        table.add_row(Text(f"{name}: relative error"), "0", f"{error.relative_error:.3g}")
+        if error.cosine is not None:
+            table.add_row(Text(f"{name}: cosine, mean"), "1", f"{error.cosine:.4f}")
+        if error.classes == "probability":
+            table.add_row(Text(f"{name}: absolute error, mean"), "0", f"{error.absolute_error:.3g}")
+        if error.class_agreement is not None:
+            at = " at 0.5" if error.classes == "probability" else ""
+            table.add_row(Text(f"{name}: same class{at}"), "1", f"{error.class_agreement:.4f}")
     return table
+
+
+def _predictions(quality: TokenQuality) -> Iterator[tuple[str, str, str]]:
+    if quality.loss_original is not None and quality.loss_converted is not None:
+        yield "next-token loss, nats", f"{quality.loss_original:.4f}", f"{quality.loss_converted:.4f}"
+    yield "KL to the original, mean", "0", f"{quality.kl_mean:.4f}"
+    yield "KL to the original, median", "0", f"{quality.kl_median:.4f}"
+    yield "KL to the original, 99 % quantile", "0", f"{quality.kl_p99:.4f}"
+    yield "top-1 agreement", "1", f"{quality.top1_agreement:.4f}"
+    for which, part in (("first tokens", quality.first), ("other tokens", quality.others)):
+        if part is None:
+            continue
+        if part.loss_original is not None and part.loss_converted is not None:
+            yield f"{which}: next-token loss, nats", f"{part.loss_original:.4f}", f"{part.loss_converted:.4f}"
+        yield f"{which}: KL, mean", "0", f"{part.kl_mean:.4f}"
+        yield f"{which}: top-1 agreement", "1", f"{part.top1_agreement:.4f}"
+
+
+def _on_calibration(validation: Validation) -> Iterator[tuple[str, str, str]]:
+    """What a sample of the calibration data gives, to be held beside the held-out samples."""
+    other = validation.on_calibration
+    if other is None:
+        return
+    if other.quality is not None:
+        yield "on calibration text: KL, mean", "0", f"{other.quality.kl_mean:.4f}"
+        yield "on calibration text: top-1 agreement", "1", f"{other.quality.top1_agreement:.4f}"
+    else:
+        yield "on calibration data: largest relative error", "0", f"{other.largest_error:.3g}"
 
 
 def _timing(report: Report) -> Table:

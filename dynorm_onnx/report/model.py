@@ -54,6 +54,24 @@ class CalibrationSummary:
 
 
 @dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What a person must hear first; reasons and advice are empty for a usable model."""
+
+    usable: bool
+    reasons: tuple[str, ...] = ()
+    advice: tuple[str, ...] = ()
+
+    @property
+    def sentence(self) -> str:
+        """The verdict on a model that is not usable."""
+        return f"this model is not usable: {'; '.join(self.reasons)}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """The JSON object "verdict"."""
+        return {"usable": self.usable, "reasons": list(self.reasons), "advice": list(self.advice)}
+
+
+@dataclasses.dataclass(frozen=True)
 class Report:
     """One conversion. `output` is None where nothing was written."""
 
@@ -68,6 +86,7 @@ class Report:
     calibration: CalibrationSummary | None = None
     distillation: Mapping[str, Any] | None = None  # the JSON object of the training, None without
     validation: Validation | None = None
+    verdict: Verdict | None = None  # None where it was not validated
     timing: tuple[Timing, ...] = ()
     changed_initializers: tuple[str, ...] = ()
     folds: Folds = NO_FOLDS
@@ -88,6 +107,7 @@ class Report:
             "near_misses": [{"name": miss.name, "reason": miss.reason} for miss in self.near_misses],
             "calibration": dataclasses.asdict(self.calibration) if self.calibration else None,
             "distillation": dict(self.distillation) if self.distillation else None,
+            "verdict": self.verdict.as_dict() if self.verdict else None,
             "validation": self.validation.as_dict() if self.validation else None,
             "timing": [timing.as_dict() for timing in self.timing],
             "changed_initializers": list(self.changed_initializers),

@@ -6,17 +6,18 @@ Signatures only: everything is told from the names and shapes of one batch and f
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from dynorm_onnx.runtime.arrays import Feeds, is_float, run
+from dynorm_onnx.runtime.arrays import Feeds, is_float
+from dynorm_onnx.runtime.pieces import run_batches
 
 _TOKEN_NAMES = ("input_ids", "decoder_input_ids", "tokens", "ids")
 _NOT_TOKENS = ("mask", "position", "type", "segment", "past", "length")
 _MASK_NAME = "attention_mask"
-_FEW_SAMPLES, _FEW_TOKENS = 2, 32  # that show whether a model is causal
+_FEW_SAMPLES, _FEW_TOKENS, _FEW_ROWS = 2, 32, 64  # that show whether a model is causal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,31 +83,58 @@ def is_causal(session: Any, feeds: Feeds, logits: LogitsOutput) -> bool:
     Only then are the logits a prediction of the next token; those of a masked language model see it.
     One run of the model, and one more.
     """
-    if not logits.aligned or feeds[logits.tokens].ndim != 2 or feeds[logits.tokens].shape[1] < 2:
-        return False
-    feeds = _corner(session, feeds, logits)
-    tokens, mask = feeds[logits.tokens], kept_positions(feeds)
-    kept = np.ones(tokens.shape, bool) if mask is None else mask
-    last = tokens.shape[1] - 1 - np.argmax(kept[:, ::-1], axis=1)
-    rows = np.arange(len(tokens))
-    changed = tokens.copy()
-    changed[rows, last] = np.where(tokens[rows, last] == 0, 1, 0)
-    before = run(session, feeds, [logits.name])[logits.name].astype(np.float64)
-    after = run(session, {**feeds, logits.tokens: changed}, [logits.name])[logits.name].astype(np.float64)
-    earlier = kept & (np.arange(tokens.shape[1]) < last[:, None])
-    if not earlier.any():
-        return False
-    difference = np.linalg.norm((after - before)[earlier])
-    # A bidirectional model answers by far more; what is allowed here is the rounding of half precision.
-    return bool(difference <= 1e-3 * np.linalg.norm(before[earlier]))
+    probe = CausalProbe.of(session, feeds)
+    return probe is not None and probe.is_passed(list(run_batches(session, probe.batches, [logits.name])), logits)
 
 
-def _corner(session: Any, feeds: Feeds, logits: LogitsOutput) -> Feeds:
-    """The first tokens of the first samples, where tokens are all that the model takes and their number is free."""
-    ports = session.get_inputs()
-    if len(ports) > 1 or any(isinstance(size, int) for size in ports[0].shape):
+@dataclasses.dataclass(frozen=True)
+class CausalProbe:
+    """Two batches that differ in the last token of each row; causal logits of the tokens before it are alike."""
+
+    batches: tuple[Feeds, Feeds]
+    earlier: np.ndarray  # bool [B, T]: the tokens before the changed one, padding left out
+
+    @classmethod
+    def of(cls, session: Any, feeds: Feeds) -> CausalProbe | None:
+        """Made of one batch for a session; None where rows have no token before their last."""
+        name = token_input(feeds)
+        if name is None:
+            return None
+        feeds = _corner(session, feeds, name)
+        tokens = feeds[name]
+        kept = _kept(feeds, tokens)
+        last = tokens.shape[1] - 1 - np.argmax(kept[:, ::-1], axis=1)
+        rows = np.arange(len(tokens))
+        changed = tokens.copy()
+        changed[rows, last] = np.where(tokens[rows, last] == 0, 1, 0)
+        earlier = kept & (np.arange(tokens.shape[1]) < last[:, None])
+        return cls((feeds, {**feeds, name: changed}), earlier) if earlier.any() else None
+
+    def is_passed(self, outputs: Sequence[Feeds], logits: LogitsOutput) -> bool:
+        """Whether logits in the outputs of a model for the two batches say that it is causal."""
+        if not logits.aligned:
+            return False
+        chosen = tuple(axis[:_FEW_ROWS] for axis in np.nonzero(self.earlier))
+        before, after = (made[logits.name][chosen].astype(np.float64) for made in outputs)
+        # A bidirectional model answers by far more; what is allowed here is the rounding of half precision.
+        return bool(np.linalg.norm(after - before) <= 1e-3 * np.linalg.norm(before))
+
+
+def _kept(feeds: Feeds, tokens: np.ndarray) -> np.ndarray:
+    mask = kept_positions(feeds)
+    return np.ones(tokens.shape, bool) if mask is None else mask
+
+
+def _corner(session: Any, feeds: Feeds, tokens: str) -> Feeds:
+    """The first tokens of the first samples, where all that the model takes belongs to tokens, their number is free,
+    and they are not padding."""
+    ports, shape = session.get_inputs(), feeds[tokens].shape
+    if any(isinstance(size, int) for port in ports for size in port.shape):
         return feeds
-    return {logits.tokens: feeds[logits.tokens][:_FEW_SAMPLES, :_FEW_TOKENS]}
+    if any(array.shape != shape for array in feeds.values()):
+        return feeds
+    corner = {name: array[:_FEW_SAMPLES, :_FEW_TOKENS] for name, array in feeds.items()}
+    return corner if _kept(corner, corner[tokens]).sum(1).max() > 1 else feeds
 
 
 def vocabulary_loss(log_probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:

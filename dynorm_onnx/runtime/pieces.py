@@ -9,24 +9,31 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from dynorm_onnx.graph.model_io import load, prepare
-from dynorm_onnx.graph.pieces import cut_by_weights, part_of_model, weight_bytes
+from dynorm_onnx.graph.pieces import Piece, cut_by_weights, part_of_model, weight_bytes
+from dynorm_onnx.runtime.activations import ActivationStore
 from dynorm_onnx.runtime.arrays import Feeds, feed_value, fetch_value, run
 from dynorm_onnx.runtime.session import Provider, make_session
 
 log = logging.getLogger(__name__)
 
 WHOLE_LIMIT = 1 << 30
-"""Bytes of weights up to which a model is run whole."""
+"""Bytes of weights up to which a model is run whole where it is run again and again."""
 
-PIECE_LIMIT = 256 << 20
+BATCHES_LIMIT = 256 << 20
+"""The same where all that is to be run is known beforehand, so that pieces cost no time, on the processor."""
+
+PIECE_LIMIT = 64 << 20
 """Bytes of weights of one piece."""
+
+ACTIVATIONS_LIMIT = 1 << 29
+"""Bytes of activations between two pieces that are kept in memory before they go to files."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +71,70 @@ def open_model(
     return PiecewiseModel(loaded, provider=provider)
 
 
+def open_for_batches(model: str | os.PathLike[str] | ir.Model, *, provider: Provider = "cpu") -> Any:
+    """What open_model() gives, for run_batches(): two models side by side then need not be in memory whole."""
+    return open_model(model, provider=provider, limit=BATCHES_LIMIT if provider == "cpu" else WHOLE_LIMIT)
+
+
+def run_batches(
+    model: Any,
+    batches: Sequence[Feeds],
+    outputs: Sequence[str] | None = None,
+    ran: Callable[[], None] = lambda: None,
+) -> Iterator[Feeds]:
+    """The outputs (of these names, by default all) for each batch, one after the other.
+
+    `model` is an InferenceSession, or a PiecewiseModel: the session of each of its pieces is made once and runs all
+    batches. `ran` is called after each of count_runs() runs. Raises what arrays.run() raises.
+    """
+    if isinstance(model, PiecewiseModel | Recorded):
+        yield from model.run_batches(batches, outputs, ran)
+        return
+    for feeds in batches:
+        made = run(model, feeds, outputs)
+        ran()
+        yield made
+
+
+def count_runs(model: Any, batches: int) -> int:
+    """How many runs of sessions run_batches() makes of so many batches."""
+    if isinstance(model, Recorded):
+        return 0 if model.is_known else count_runs(model.model, batches)
+    return batches * (model.pieces if isinstance(model, PiecewiseModel) else 1)
+
+
+class Recorded:
+    """A model that is run once and then answers from memory: for one original that many models are compared with.
+
+    Every call of run_batches() must be of the same batches.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self._outputs: list[Feeds] | None = None
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the model has been run."""
+        return self._outputs is not None
+
+    def get_inputs(self) -> list[Any]:
+        """The model's inputs."""
+        return self.model.get_inputs()
+
+    def get_outputs(self) -> list[Any]:
+        """The model's outputs."""
+        return self.model.get_outputs()
+
+    def run_batches(
+        self, batches: Sequence[Feeds], outputs: Sequence[str] | None, ran: Callable[[], None]
+    ) -> Iterator[Feeds]:
+        """See run_batches() of this module."""
+        if self._outputs is None:
+            self._outputs = list(run_batches(self.model, batches, outputs, ran))
+        yield from (dict(outputs) for outputs in self._outputs)
+
+
 class PiecewiseModel:
     """Runs a model with the weights of one piece in memory at a time; each run loads all pieces in turn.
 
@@ -74,6 +145,11 @@ class PiecewiseModel:
         self._model, self._provider = model, provider
         self._pieces = cut_by_weights(model.graph, limit)
 
+    @property
+    def pieces(self) -> int:
+        """How many pieces there are."""
+        return len(self._pieces)
+
     def get_inputs(self) -> list[Port]:
         """The model's inputs, weights left out."""
         return [Port.of(value) for value in self._model.graph.inputs if not value.is_initializer()]
@@ -82,23 +158,52 @@ class PiecewiseModel:
         """The model's outputs."""
         return [Port.of(value) for value in self._model.graph.outputs]
 
+    def run_batches(
+        self, batches: Sequence[Feeds], outputs: Sequence[str] | None = None, ran: Callable[[], None] = lambda: None
+    ) -> Iterator[Feeds]:
+        """See run_batches() of this module. Raises ValueError where an input has no feed, as ONNX Runtime does."""
+        wanted = [port.name for port in self.get_outputs()] if outputs is None else list(outputs)
+        self._require_feeds(batches)
+        *firsts, last = self._pieces
+        with ActivationStore(ACTIVATIONS_LIMIT) as store:
+
+            def value(batch: int, name: str) -> np.ndarray:
+                return batches[batch][name] if name in batches[batch] else store.get(batch, name)
+
+            for number, piece in enumerate(firsts):
+                session = self._session(piece)
+                for batch in range(len(batches)):
+                    made = run(session, {name: value(batch, name) for name in piece.inputs})
+                    for name, array in made.items():
+                        store.put(batch, name, array)
+                    ran()
+                del session
+                needed = {*wanted, *(name for later in self._pieces[number + 1 :] for name in later.inputs)}
+                for name in set(piece.inputs) - needed:
+                    store.drop(name)
+            session = self._session(last)
+            for batch in range(len(batches)):
+                made = run(session, {name: value(batch, name) for name in last.inputs})
+                ran()
+                yield {name: made[name] if name in made else value(batch, name) for name in wanted}
+
     def run(self, names: Sequence[str] | None, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """The outputs of these names, by default all. Raises ValueError where an input has no feed, as ONNX Runtime's
         sessions do, else what arrays.run() raises."""
-        missing = [port.name for port in self.get_inputs() if port.name not in feeds]
-        if missing:
-            raise ValueError(f"required inputs {missing} are missing from the feeds")
-        wanted = [port.name for port in self.get_outputs()] if names is None else list(names)
-        alive: Feeds = dict(feeds)
-        for number, piece in enumerate(self._pieces):
-            session = make_session(part_of_model(self._model, piece.inputs, piece.outputs), provider=self._provider)
-            alive |= run(session, {name: alive[name] for name in piece.inputs})
-            del session
-            needed = {*wanted, *(name for later in self._pieces[number + 1 :] for name in later.inputs)}
-            alive = {name: array for name, array in alive.items() if name in needed}
-        return [alive[name] for name in wanted]
+        (outputs,) = self.run_batches([dict(feeds)], names)
+        return list(outputs.values())
 
     def run_with_ort_values(self, names: Sequence[str], values: Mapping[str, Any]) -> list[Any]:
         """run() with ONNX Runtime's own tensors, which also hold types that numpy lacks."""
         arrays = self.run(names, {name: fetch_value(value) for name, value in values.items()})
         return [feed_value(array) for array in arrays]
+
+    def _session(self, piece: Piece) -> Any:
+        part = part_of_model(self._model, piece.inputs, piece.outputs)
+        return make_session(part, provider=self._provider, arena=False)
+
+    def _require_feeds(self, batches: Sequence[Feeds]) -> None:
+        for feeds in batches:
+            missing = [port.name for port in self.get_inputs() if port.name not in feeds]
+            if missing:
+                raise ValueError(f"required inputs {missing} are missing from the feeds")

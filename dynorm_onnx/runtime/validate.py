@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 
 from dynorm_onnx.errors import DataError, ModelError
-from dynorm_onnx.runtime.arrays import Feeds, is_float, run
-from dynorm_onnx.runtime.logits import LogitsOutput, is_causal, kept_positions, logits_output, token_input
-from dynorm_onnx.runtime.measures import OutputError, OutputSums, TokenQuality, TokenSums
+from dynorm_onnx.runtime.arrays import Feeds, is_float
+from dynorm_onnx.runtime.classes import Telling, tells_classes
+from dynorm_onnx.runtime.logits import CausalProbe, LogitsOutput, kept_positions, logits_output, token_input
+from dynorm_onnx.runtime.measures import OutputError, OutputSums, PartQuality, TokenQuality, TokenSums
+from dynorm_onnx.runtime.pieces import count_runs, run_batches
+
+APART = 1.3
+"""Times that the damage on held-out data may be of that on calibration data: the parameters then suit the text that
+they were fitted on rather than the language."""
+
+_LEAST_KL, _LEAST_ERROR = 0.01, 0.01  # below it a ratio says nothing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,14 +31,37 @@ class Validation:
     samples: int
     outputs: dict[str, OutputError]
     quality: TokenQuality | None  # of the logits, where the model has an output of logits
+    logits: str | None = None  # the name of that output
+    on_calibration: Validation | None = None  # the same of a sample of what the model was calibrated on
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the conversion made no NaN or infinity where the original has none."""
+        return not self._broken() and (self.quality is None or math.isfinite(self.quality.kl_mean))
+
+    @property
+    def times_worse_than_on_calibration(self) -> float | None:
+        """Damage on held-out data over that on calibration data: of the mean KL, without logits of the largest
+        relative error. None where there is nothing to compare, or the damage is too small for it to matter."""
+        if self.on_calibration is None:
+            return None
+        if self.quality is not None and self.on_calibration.quality is not None:
+            here, there, least = self.quality.kl_mean, self.on_calibration.quality.kl_mean, _LEAST_KL
+        else:
+            here, there, least = self.largest_error, self.on_calibration.largest_error, _LEAST_ERROR
+        return here / there if here > least and 0 < there < math.inf and math.isfinite(here) else None
+
+    @property
+    def largest_error(self) -> float:
+        """The largest relative error of an output."""
+        return max((error.relative_error for error in self.outputs.values()), default=0.0)
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """Sentences that must be shown beside the means."""
         found = [
             f"output {name}: the converted model yields NaN or infinity where the original does not"
-            for name, error in self.outputs.items()
-            if math.isinf(error.relative_error)
+            for name in self._broken()
         ]
         if self.quality is not None and self.quality.worst_out_of_proportion:
             worst = self.quality.worst
@@ -37,74 +69,137 @@ class Validation:
                 f"the worst token (sample {worst.sample}, position {worst.position}) has a KL of "
                 f"{worst.kl:.3g} nats where 99 % of the tokens have at most {self.quality.kl_p99:.3g}"
             )
+        times = self.times_worse_than_on_calibration
+        if times is not None and times > APART:
+            measure = "KL" if self.quality is not None else "relative error"
+            found.append(
+                f"the {measure} on held-out data is {times:.1f} times that on the calibration data: the model was "
+                "fitted to too little of it; give more (--data, --samples)"
+            )
         return tuple(found)
+
+    def _broken(self) -> list[str]:
+        return [name for name, error in self.outputs.items() if math.isinf(error.relative_error)]
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON object "validation"; numbers that JSON does not have (NaN, infinity) become null."""
         shown: dict[str, Any] = {
             "samples": self.samples,
             "outputs": {
-                name: {key: _json_number(value) for key, value in dataclasses.asdict(error).items()}
+                name: {key: _json_value(value) for key, value in dataclasses.asdict(error).items()}
                 for name, error in self.outputs.items()
             },
         }
-        quality = self.quality
-        if quality is not None:
-            worst = {**dataclasses.asdict(quality.worst), "kl": _json_number(quality.worst.kl)}
-            shown["tokens"] = quality.tokens
-            shown["kl"] = {
-                "mean": _json_number(quality.kl_mean),
-                "p99": _json_number(quality.kl_p99),
-                "worst": worst,
-                "worst_out_of_proportion": quality.worst_out_of_proportion,
-            }
-            shown["top1_agreement"] = quality.top1_agreement
-        if quality is not None and quality.loss_original is not None:
-            shown["loss"] = {
-                "original": _json_number(quality.loss_original),
-                "converted": _json_number(quality.loss_converted),
-            }
+        if self.quality is not None:
+            shown |= _quality_dict(self.quality)
+        if self.on_calibration is not None:
+            shown["on_calibration"] = self.on_calibration.as_dict()
         return shown
 
 
-def validate(original: Any, converted: Any, batches: Iterable[Feeds], *, vocabulary: int | None = None) -> Validation:
-    """Compare two sessions on the same inputs.
+def _quality_dict(quality: TokenQuality) -> dict[str, Any]:
+    worst = {**dataclasses.asdict(quality.worst), "kl": _json_number(quality.worst.kl)}
+    shown: dict[str, Any] = {
+        "tokens": quality.tokens,
+        "kl": {
+            "mean": _json_number(quality.kl_mean),
+            "median": _json_number(quality.kl_median),
+            "p99": _json_number(quality.kl_p99),
+            "worst": worst,
+            "worst_out_of_proportion": quality.worst_out_of_proportion,
+        },
+        "top1_agreement": quality.top1_agreement,
+    }
+    if quality.loss_original is not None:
+        shown["loss"] = _loss_dict(quality)
+    if quality.first is not None and quality.others is not None:
+        parts = {"first": quality.first, "others": quality.others}
+        shown["by_position"] = {name: _part_dict(part) for name, part in parts.items()}
+    return shown
+
+
+def _part_dict(part: PartQuality) -> dict[str, Any]:
+    return {
+        "tokens": part.tokens,
+        "kl": _json_number(part.kl_mean),
+        "top1_agreement": part.top1_agreement,
+        "loss": None if part.loss_original is None else _loss_dict(part),
+    }
+
+
+def _loss_dict(measured: TokenQuality | PartQuality) -> dict[str, float | None]:
+    return {"original": _json_number(measured.loss_original), "converted": _json_number(measured.loss_converted)}
+
+
+def validate(
+    original: Any,
+    converted: Any,
+    batches: Iterable[Feeds],
+    *,
+    vocabulary: int | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Validation:
+    """Compare two models on the same inputs; each runs every batch once, and the original a few tokens more.
 
     Args:
-        original, converted: onnxruntime.InferenceSessions with the same inputs and output names.
+        original, converted: what open_for_batches() gives (or InferenceSessions), with the same inputs and output
+            names.
         batches: held-out feeds; the first axis of the token input (else of the first input) counts
             samples. Positions where `attention_mask` is 0 are left out of everything.
         vocabulary: rows of the embedding that the token input indexes, where known; lets logits be
             recognised that no output name tells (see logits_output()).
+        progress: called with (runs done, runs in all).
 
     Raises:
         DataError: there is no batch, or a batch does not fit the model.
     """
+    batches = list(batches)
+    samples = sum(map(_sample_count, batches))
+    if not samples:
+        raise DataError("there is no held-out sample to validate on: give more data, or --no-validate")
+    probe = CausalProbe.of(original, batches[0])
+    probes = probe.batches if probe is not None else ()
+    total = count_runs(original, len(probes) + len(batches)) + count_runs(converted, len(batches))
+    runs = itertools.count(1)
+
+    def ran() -> None:
+        progress(next(runs), total)
+
+    befores = run_batches(original, [*probes, *batches], ran=ran)
+    probed = [next(befores) for _ in probes]
+    afters = run_batches(converted, batches, [port.name for port in original.get_outputs()], ran)
     outputs: dict[str, OutputSums] = {}
+    telling: dict[str, Telling | None] = {}
     tokens: TokenSums | None = None
     logits: LogitsOutput | None = None
     causal = False
-    samples = 0
-    for feeds in batches:
-        before = run(original, feeds)
-        after = run(converted, feeds, list(before))
+    for number, (feeds, before, after) in enumerate(zip(batches, befores, afters, strict=True)):
         _require_shapes(before, after)
-        if not samples:
+        if number == 0:
             logits = logits_output(feeds, before, vocabulary)
-            causal = logits is not None and is_causal(original, feeds, logits)
+            causal = logits is not None and probe is not None and probe.is_passed(probed, logits)
+            probed.clear()
+            telling = _telling(feeds, before, logits)
         kept = kept_positions(feeds)
         for name in (name for name, array in before.items() if _comparable(array)):
-            sums = OutputSums.of(before[name], after[name], kept)
+            sums = OutputSums.of(before[name], after[name], kept, telling.get(name))
             outputs[name] = outputs[name].merge(sums) if name in outputs else sums
         if logits is not None:
             labels = feeds[logits.tokens] if causal else None
             part = TokenSums.of(before[logits.name], after[logits.name], kept, labels)
             tokens = part if tokens is None else tokens.merge(part)
-        samples += _sample_count(feeds)
-    if not samples:
-        raise DataError("there is no held-out sample to validate on: give more data, or --no-validate")
+        before.clear()  # the next batch's outputs come while zip() still has these
+        after.clear()
     errors = {name: sums.error() for name, sums in outputs.items()}
-    return Validation(samples, errors, tokens.quality() if tokens is not None else None)
+    quality = tokens.quality() if tokens is not None else None
+    return Validation(samples, errors, quality, logits.name if logits is not None else None)
+
+
+def _telling(feeds: Feeds, outputs: Feeds, logits: LogitsOutput | None) -> dict[str, Telling | None]:
+    """How the outputs tell classes, told from one batch; a language model's logits are no classes."""
+    samples = _sample_count(feeds)
+    others = {name: array for name, array in outputs.items() if logits is None or name != logits.name}
+    return {name: tells_classes(name, array, samples) for name, array in others.items() if _comparable(array)}
 
 
 def _require_shapes(before: Feeds, after: Feeds) -> None:
@@ -121,6 +216,10 @@ def _comparable(array: Any) -> bool:
 def _sample_count(feeds: Feeds) -> int:
     array = feeds[token_input(feeds) or next(iter(feeds))]
     return len(array) if array.ndim else 1
+
+
+def _json_value(value: str | float | None) -> str | float | None:
+    return value if isinstance(value, str) else _json_number(value)
 
 
 def _json_number(value: float | None) -> float | None:

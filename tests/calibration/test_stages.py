@@ -12,7 +12,7 @@ import pytest
 
 from dynorm_onnx.calibration.plan import SolvePoint, make_plan
 from dynorm_onnx.calibration.stages import StageRunner
-from dynorm_onnx.calibration.store import ActivationStore
+from dynorm_onnx.runtime.activations import ActivationStore
 from dynorm_onnx.runtime.arrays import run
 from dynorm_onnx.runtime.session import make_session
 from tests.tolerances import TOLERANCE, relative_error

@@ -33,15 +33,15 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Page:
     pytest.importorskip("matplotlib", reason="the page needs matplotlib: pip install dynorm-onnx[report]")
     folder = tmp_path_factory.mktemp("page")
     gathered: list[Evidence] = []
-    write = pipeline.write_html
+    stage = pipeline.staged_html
 
-    def write_and_keep(report: Report, path: Path, evidence: Evidence | None = None) -> None:
+    def stage_and_keep(report: Report, path: Path, evidence: Evidence | None = None):
         assert evidence is not None
         gathered.append(evidence)
-        write(report, path, evidence)
+        return stage(report, path, evidence)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "write_html", write_and_keep)
+        patch.setattr(pipeline, "staged_html", stage_and_keep)
         report = convert_model(
             MODEL,
             output=folder / "out.onnx",

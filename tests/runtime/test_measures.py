@@ -45,6 +45,7 @@ def test_kl_agreement_and_loss_by_definition() -> None:
     assert quality is not None
     assert quality.tokens == 18
     assert quality.kl_mean == pytest.approx(kl[kept].mean())
+    assert quality.kl_median == pytest.approx(np.quantile(kl[kept], 0.5, method="higher"))
     assert quality.kl_p99 == pytest.approx(np.quantile(kl[kept], 0.99, method="higher"))
     assert quality.worst.kl == pytest.approx(kl[kept].max())
     assert kl[quality.worst.sample, quality.worst.position] == pytest.approx(quality.worst.kl)
@@ -52,6 +53,30 @@ def test_kl_agreement_and_loss_by_definition() -> None:
     pairs = kept[:, :-1] & kept[:, 1:]
     chosen = np.take_along_axis(p[:, :-1], ids[:, 1:, None], -1)[..., 0]
     assert quality.loss_original == pytest.approx(-np.log(chosen)[pairs].mean())
+
+
+def test_first_tokens_and_the_others_make_up_the_whole() -> None:
+    before, after = random_logits(5)
+    ids = np.random.default_rng(2).integers(0, 13, (3, 7))
+    kept = np.ones((3, 7), bool)
+    kept[1, :2] = False  # padded on the left: its third token is the first
+    kept[2, 1:] = False  # a single token is first of nothing
+    quality = TokenSums.of(before, after, kept, ids).quality()
+    p, q = softmax(before), softmax(after)
+    kl = (p * np.log(p / q)).sum(-1)
+    assert quality is not None and quality.first is not None and quality.others is not None
+    assert (quality.first.tokens, quality.others.tokens) == (2, quality.tokens - 2)
+    assert quality.first.kl_mean == pytest.approx((kl[0, 0] + kl[1, 2]) / 2)
+    assert quality.first.loss_original == pytest.approx(-(np.log(p[0, 0, ids[0, 1]]) + np.log(p[1, 2, ids[1, 3]])) / 2)
+    parts = (quality.first, quality.others)
+    assert sum(part.tokens * part.kl_mean for part in parts) == pytest.approx(quality.tokens * quality.kl_mean)
+    assert sum(part.tokens * part.top1_agreement for part in parts) == quality.tokens * quality.top1_agreement
+
+
+def test_a_row_of_one_prediction_has_no_first_token() -> None:
+    before, after = random_logits(6, (4, 11))
+    quality = TokenSums.of(before, after, None, None).quality()
+    assert quality is not None and quality.first is None and quality.others is None
 
 
 @given(st.integers(0, 10**6), st.integers(1, 3))
@@ -68,6 +93,7 @@ def test_merging_parts_equals_the_whole(seed: int, cut: int) -> None:
     assert joined is not None
     np.testing.assert_allclose(joined.difference, whole.difference)
     np.testing.assert_allclose(joined.cosines, whole.cosines)
+    assert joined.absolute == pytest.approx(whole.absolute) and joined.values == whole.values
     tokens = [TokenSums.of(before[p], after[p], kept[p], ids[p]) for p in parts]
     assert tokens[0].merge(tokens[1]).quality() == TokenSums.of(before, after, kept, ids).quality()
 
@@ -90,27 +116,30 @@ def test_relative_error_and_cosine_by_definition() -> None:
     a, b = random_logits(4)
     error = OutputSums.of(a, b, None).error()
     assert error.relative_error == pytest.approx(np.linalg.norm(b - a) / np.linalg.norm(a))
+    assert error.absolute_error == pytest.approx(np.abs(b - a).mean())
+    assert error.cosine is not None and error.cosine_min is not None
     cosines = [float(x.ravel() @ y.ravel() / np.linalg.norm(x) / np.linalg.norm(y)) for x, y in zip(a, b, strict=True)]
     assert error.cosine == pytest.approx(np.mean(cosines))
     assert error.cosine_min == pytest.approx(np.min(cosines))
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32])
-@pytest.mark.parametrize("shape", [(), (5,), (5, 3)])
+@pytest.mark.parametrize("shape", [(), (5,), (5, 3), (5, 8)])
 def test_equal_outputs_have_no_error(dtype, shape) -> None:
     a = np.ones(shape, dtype)
     error = OutputSums.of(a, a.copy(), None).error()
-    assert (error.relative_error, error.cosine, error.cosine_min) == (0, 1, 1)
-    zero = OutputSums.of(np.zeros((2, 3), dtype), np.zeros((2, 3), dtype), None).error()
+    assert (error.relative_error, error.absolute_error) == (0, 0)
+    assert (error.cosine, error.cosine_min) == ((1, 1) if shape == (5, 8) else (None, None))
+    zero = OutputSums.of(np.zeros((2, 8), dtype), np.zeros((2, 8), dtype), None).error()
     assert (zero.relative_error, zero.cosine) == (0, 1)
 
 
 def test_infinities_of_the_original_are_left_out_and_new_ones_are_not() -> None:
-    a = np.array([[1.0, -np.inf, 2.0]])
+    a = np.array([[1.0, -np.inf, 2.0, *[1.0] * 5]])
     assert OutputSums.of(a, a, None).error().relative_error == 0
     for bad in (np.nan, np.inf):
-        error = OutputSums.of(a, np.array([[1.0, -np.inf, bad]]), None).error()
-        assert math.isinf(error.relative_error)
+        error = OutputSums.of(a, np.array([[1.0, -np.inf, bad, *[1.0] * 5]]), None).error()
+        assert math.isinf(error.relative_error) and math.isinf(error.absolute_error)
         assert error.cosine == 0
 
 
@@ -132,5 +161,5 @@ def test_logits_of_minus_infinity() -> None:
     ("worst", "p99", "out"), [(0.9, 0.01, False), (5.0, 0.6, False), (7.0, 0.6, True), (1.1, 0.1, True)]
 )
 def test_what_is_out_of_proportion(worst: float, p99: float, out: bool) -> None:
-    quality = TokenQuality(1000, 0.01, p99, WorstToken(0, 0, worst), 1.0, None, None, ())
+    quality = TokenQuality(1000, 0.01, 0.01, p99, WorstToken(0, 0, worst), 1.0, None, None, ())
     assert quality.worst_out_of_proportion is out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -11,6 +12,7 @@ from onnx import parser
 
 from dynorm_onnx.errors import DataError, ModelError
 from dynorm_onnx.runtime.arrays import run
+from dynorm_onnx.runtime.classes import same_classes, tells_classes
 from dynorm_onnx.runtime.logits import is_causal, kept_positions, logits_output, token_input
 from dynorm_onnx.runtime.session import make_session
 from dynorm_onnx.runtime.validate import validate
@@ -72,10 +74,13 @@ def test_json_shape() -> None:
     a, b = make_session(language_model()), make_session(language_model(bias=1.0))
     shown = validate(a, b, [feeds()]).as_dict()
     assert json.loads(json.dumps(shown, allow_nan=False)) == shown
-    assert set(shown) == {"samples", "tokens", "outputs", "kl", "top1_agreement", "loss"}
-    assert set(shown["outputs"]["logits"]) == {"relative_error", "cosine", "cosine_min"}
-    assert set(shown["kl"]) == {"mean", "p99", "worst", "worst_out_of_proportion"}
+    assert set(shown) == {"samples", "tokens", "outputs", "kl", "top1_agreement", "loss", "by_position"}
+    measures = {"relative_error", "absolute_error", "cosine", "cosine_min", "classes", "class_agreement"}
+    assert set(shown["outputs"]["logits"]) == measures
+    assert set(shown["kl"]) == {"mean", "median", "p99", "worst", "worst_out_of_proportion"}
     assert set(shown["loss"]) == {"original", "converted"}
+    assert set(shown["by_position"]) == {"first", "others"}
+    assert set(shown["by_position"]["first"]) == {"tokens", "kl", "top1_agreement", "loss"}
 
 
 def test_a_conversion_that_overflows_is_a_warning_and_null_in_json() -> None:
@@ -87,13 +92,56 @@ def test_a_conversion_that_overflows_is_a_warning_and_null_in_json() -> None:
 
 
 def test_a_model_without_logits_has_output_errors_only() -> None:
-    weight = np.eye(4, dtype=np.float32)
+    weight = np.eye(8, dtype=np.float32)
     a, b = make_session(linear(weight)), make_session(linear(weight * 1.1))
-    result = validate(a, b, [{"x": np.ones((3, 4), np.float32)}])
+    result = validate(a, b, [{"x": np.ones((3, 8), np.float32)}])
     assert result.quality is None
     assert result.samples == 3
     assert result.outputs["y"].relative_error == pytest.approx(0.1, rel=1e-5)
     assert result.outputs["y"].cosine == pytest.approx(1)
+
+
+def test_the_classes_of_a_classifier_are_compared() -> None:
+    columns = np.eye(4, dtype=np.float32)
+    a, b = make_session(linear(columns)), make_session(linear(columns[:, [1, 0, 2, 3]]))
+    batches = [{"x": columns[[0, 1, 2]]}, {"x": columns[[3]]}]
+    error = validate(a, b, batches).outputs["y"]
+    assert error.class_agreement == 0.5 and error.cosine is None
+
+
+def test_a_probability_is_compared_at_one_half() -> None:
+    a, b = (make_session(linear(np.array([[scale]], np.float32))) for scale in (1.0, 0.5))
+    error = validate(a, b, [{"x": np.array([[0.2], [0.4], [0.6], [0.8]], np.float32)}]).outputs["y"]
+    assert error.class_agreement == 0.5
+    assert error.absolute_error == pytest.approx(0.25)
+
+
+def test_which_outputs_tell_classes() -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((6, 12))
+    assert tells_classes("logits", rows, 6) == "scores"
+    assert tells_classes("logits", rows, 3) is None, "its rows are not the samples"
+    assert tells_classes("sentence_embedding", rows, 6) is None
+    assert tells_classes("out", rows / np.linalg.norm(rows, axis=1, keepdims=True), 6) is None
+    assert tells_classes("out", rng.random((6, 1)), 6) == "probability"
+    assert tells_classes("out", rng.random((6, 1)) + 0.5, 6) is None
+    assert tells_classes("last_hidden_state", rng.random((6, 3, 12)), 6) is None
+    broken = np.full((6, 12), np.nan)
+    assert not same_classes("scores", rows, broken).any()
+
+
+def test_damage_on_other_text_than_the_calibration_text_is_a_warning() -> None:
+    a, near, far = (make_session(language_model(bias=bias)) for bias in (0.0, 1.0, 2.0))
+    here, there = validate(a, far, [feeds()]), validate(a, near, [feeds()])
+    both = dataclasses.replace(here, on_calibration=there)
+    assert both.times_worse_than_on_calibration > 1.3
+    assert "calibration data" in both.warnings[-1] and "--data" in both.warnings[-1]
+    assert both.as_dict()["on_calibration"]["kl"]["mean"] < both.as_dict()["kl"]["mean"]
+    alike = dataclasses.replace(here, on_calibration=here)
+    assert alike.times_worse_than_on_calibration == 1 and alike.warnings == here.warnings
+    assert here.times_worse_than_on_calibration is None
+    same = validate(a, a, [feeds()])
+    assert dataclasses.replace(same, on_calibration=same).times_worse_than_on_calibration is None
 
 
 def test_outputs_of_another_shape_are_an_error() -> None:

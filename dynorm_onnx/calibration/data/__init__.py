@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dynorm_onnx.calibration.data.load import CalibrationData, load_calibration
+from dynorm_onnx.calibration.data.part import part_like
 from dynorm_onnx.calibration.data.signature import InputSpec, ModelSignature, signature
 
-__all__ = ["CalibrationData", "InputSpec", "ModelSignature", "load_calibration", "signature"]
+__all__ = ["CalibrationData", "InputSpec", "ModelSignature", "load_calibration", "part_like", "signature"]

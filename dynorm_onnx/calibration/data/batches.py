@@ -14,19 +14,20 @@ from dynorm_onnx.runtime.arrays import Feeds
 BATCH_TOKENS = 2048
 BATCH_SAMPLES = 64
 LOGITS_BYTES = 2**28  # the largest output of a language model, by far
+COMPARED_LOGITS_BYTES = 2**26  # where two models' outputs are there at once
 
 
-def batch_size(signature: ModelSignature, length: int) -> int:
+def batch_size(signature: ModelSignature, length: int, logits_bytes: int = LOGITS_BYTES) -> int:
     """Samples of `length` tokens in one batch: the model's own number, else as many as the bounds allow."""
     if signature.fixed_batch is not None:
         return signature.fixed_batch
     tokens = BATCH_TOKENS
     if signature.logits is not None and signature.tokens is not None and signature.tokens.bound:
-        tokens = min(tokens, LOGITS_BYTES // (4 * signature.tokens.bound))
+        tokens = min(tokens, logits_bytes // (4 * signature.tokens.bound))
     return max(1, min(BATCH_SAMPLES, tokens // length))
 
 
-def batch_rows(rows: Sequence[np.ndarray], signature: ModelSignature) -> list[Feeds]:
+def batch_rows(rows: Sequence[np.ndarray], signature: ModelSignature, logits_bytes: int = LOGITS_BYTES) -> list[Feeds]:
     """Batches of rows of token ids (integers [n], of any lengths): the token input, and a mask where needed.
 
     Rows are grouped by length, so that nothing is padded unless the model fixes a size; then rows are
@@ -40,7 +41,7 @@ def batch_rows(rows: Sequence[np.ndarray], signature: ModelSignature) -> list[Fe
         raise DataError(f"the data is text, but none of the model's inputs takes token ids: {names}")
     if len(tokens.shape) == 1:
         return [{tokens.name: row} for row in _of_fixed_length(rows, signature)]
-    groups = _groups(_of_fixed_length(rows, signature), signature)
+    groups = _groups(_of_fixed_length(rows, signature), signature, logits_bytes)
     return [_batch(group, signature) for group in groups]
 
 
@@ -60,7 +61,7 @@ def takes_mask(signature: ModelSignature) -> bool:
     return any(len(spec.shape or ()) == 2 for spec in signature.with_role("attention_mask"))
 
 
-def _groups(rows: list[np.ndarray], signature: ModelSignature) -> list[list[np.ndarray]]:
+def _groups(rows: list[np.ndarray], signature: ModelSignature, logits_bytes: int) -> list[list[np.ndarray]]:
     """Rows that go together in a batch, each group of the size that the model fixes."""
     rows = sorted(rows, key=len)
     fixed = signature.fixed_batch
@@ -68,7 +69,7 @@ def _groups(rows: list[np.ndarray], signature: ModelSignature) -> list[list[np.n
         return _filled(rows, fixed)
     groups: list[list[np.ndarray]] = []
     for length, alike in itertools.groupby(rows, key=len):
-        size = batch_size(signature, signature.fixed_length or length)
+        size = batch_size(signature, signature.fixed_length or length, logits_bytes)
         same = list(alike)
         if fixed is not None:
             groups += _filled(same, fixed)

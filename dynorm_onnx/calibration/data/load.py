@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from dynorm_onnx.calibration.data.arrays import join_samples, read_folder, read_iterable, read_npz
-from dynorm_onnx.calibration.data.batches import batch_rows
+from dynorm_onnx.calibration.data.batches import COMPARED_LOGITS_BYTES, batch_rows
 from dynorm_onnx.calibration.data.drawing import Progress
 from dynorm_onnx.calibration.data.drawn_inputs import draw_samples
 from dynorm_onnx.calibration.data.missing import complete
@@ -144,7 +144,8 @@ def _batches(found: _Found, wanted: _Wanted) -> tuple[list[Feeds], list[Feeds]]:
     """(calibration, validation)."""
     if found.rows is not None:
         front, tail = divide(found.rows, wanted.samples)
-        return batch_rows(front, wanted.signature), batch_rows(tail, wanted.signature)
+        to_calibrate = batch_rows(front, wanted.signature)
+        return to_calibrate, batch_rows(tail, wanted.signature, COMPARED_LOGITS_BYTES)
     first, last = divide(found.feeds or [], wanted.batches)
     return join_samples(first, wanted.signature), join_samples(last, wanted.signature)
 

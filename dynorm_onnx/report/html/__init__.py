@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from dynorm_onnx.errors import UsageError
@@ -12,7 +14,7 @@ from dynorm_onnx.report.evidence import Evidence
 from dynorm_onnx.report.html.page import render
 from dynorm_onnx.report.model import Report
 
-__all__ = ["render", "require_html", "write_html"]
+__all__ = ["render", "require_html", "staged_html", "write_html"]
 
 
 def require_html(path: Path) -> None:
@@ -28,13 +30,35 @@ def require_html(path: Path) -> None:
 
 def write_html(report: Report, path: Path, evidence: Evidence | None = None) -> None:
     """Write the page to `path`, whole or not at all. Raises UsageError where that cannot be done."""
+    with staged_html(report, path, evidence) as place:
+        place()
+
+
+@contextlib.contextmanager
+def staged_html(report: Report, path: Path, evidence: Evidence | None = None) -> Iterator[Callable[[], None]]:
+    """The page under another name beside `path`, and what moves it there. Raises UsageError as write_html() does."""
     page = render(report, evidence)
-    handle, temporary = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}.")
+    with _cannot_be_written(path):
+        handle, name = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}.")
+    temporary = Path(name)
+
+    def place() -> None:
+        with _cannot_be_written(path):
+            temporary.replace(path)
+
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
+        # A file's name may hold bytes that no encoding has.
+        with _cannot_be_written(path), os.fdopen(handle, "w", encoding="utf-8", errors="replace") as file:
             file.write(page)
-        os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner can read
-        os.replace(temporary, path)
+            temporary.chmod(0o644)  # mkstemp makes files that only their owner can read
+        yield place
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _cannot_be_written(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
-        Path(temporary).unlink(missing_ok=True)
         raise UsageError(f"--report {path}: cannot be written: {error.strerror or error}") from error

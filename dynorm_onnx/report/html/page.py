@@ -9,10 +9,12 @@ from html import escape
 from dynorm_onnx.functions import REGISTRY
 from dynorm_onnx.report.evidence import Evidence
 from dynorm_onnx.report.html import figures
-from dynorm_onnx.report.html.summary import summary
+from dynorm_onnx.report.html.summary import summary, verdict
 from dynorm_onnx.report.html.svg import style
 from dynorm_onnx.report.html.table import breakable, site_anchors, sites_table, table
 from dynorm_onnx.report.model import Report
+from dynorm_onnx.runtime.measures import TokenQuality
+from dynorm_onnx.runtime.validate import Validation
 
 SHAPES = {
     "dot": '<circle cx="16" cy="8" r="3" fill="{}"/>',
@@ -54,7 +56,7 @@ def render(report: Report, evidence: Evidence | None = None) -> str:
 </head>
 <body>
 <header>
-<h1>{escape(title)}</h1>
+{verdict(report)}<h1>{escape(title)}</h1>
 <p class="quiet">{_subtitle(report)}</p>
 </header>
 <main>
@@ -100,15 +102,11 @@ def _quality(report: Report) -> str:
     validation = report.validation
     if validation is None:
         return ""
-    rows = []
-    for name, error in validation.outputs.items():
-        values = (f"{error.relative_error:.3g}", f"{error.cosine:.4f}", f"{error.cosine_min:.4f}")
-        rows.append((escape(name), *values))
-    outputs = table(("output", "relative error", "cosine, mean", "cosine, least"), rows)
+    outputs = f'<div class="scroll">{_outputs(validation)}</div>'
     text = f"Measured on {validation.samples} samples that the calibration has not seen, against the original."
     quality = validation.quality
     if quality is None:
-        return _section("Quality", text, f'<div class="scroll">{outputs}</div>')
+        return _section("Quality", text, outputs)
     worst = quality.worst
     pair = _figure(
         figures.kl_histogram(quality), f"How far the predictions of {quality.tokens:,} single tokens moved."
@@ -116,7 +114,50 @@ def _quality(report: Report) -> str:
         figures.kl_tail(quality),
         f"The tail. The worst token is number {worst.position} of sample {worst.sample}, both counted from 0.",
     )
-    return _section("Quality", text, f'<div class="pair">{pair}</div>\n<div class="scroll">{outputs}</div>')
+    parts = f'<div class="scroll">{_parts(validation, quality)}</div>'
+    return _section("Quality", text, f'<div class="pair">{pair}</div>\n{parts}\n{outputs}')
+
+
+def _outputs(validation: Validation) -> str:
+    """The table of the outputs' errors; a column that no output has a number for is left out."""
+    columns = {
+        "relative error": [f"{error.relative_error:.3g}" for error in validation.outputs.values()],
+        "absolute error, mean": [f"{error.absolute_error:.3g}" for error in validation.outputs.values()],
+        "cosine, mean": [_or_empty(error.cosine) for error in validation.outputs.values()],
+        "cosine, least": [_or_empty(error.cosine_min) for error in validation.outputs.values()],
+        "same class": [_or_empty(error.class_agreement) for error in validation.outputs.values()],
+    }
+    used = {name: cells for name, cells in columns.items() if any(cells)}
+    rows = list(zip(map(escape, validation.outputs), *used.values(), strict=True))
+    return table(("output", *used), rows)
+
+
+def _parts(validation: Validation, quality: TokenQuality) -> str:
+    """The table of predictions: all held-out tokens, first ones and others apart, and beside them calibration text."""
+    calibration = validation.on_calibration.quality if validation.on_calibration is not None else None
+    parts = {
+        "held-out tokens": quality,
+        "first of each sample": quality.first,
+        "all others": quality.others,
+        "calibration text": calibration,
+    }
+    rows = [
+        (
+            name,
+            f"{part.tokens:,}",
+            f"{part.kl_mean:.4g}",
+            f"{part.top1_agreement:.4f}",
+            _or_empty(part.loss_original),
+            _or_empty(part.loss_converted),
+        )
+        for name, part in parts.items()
+        if part is not None
+    ]
+    return table(("", "tokens", "KL, mean", "top-1 agreement", "loss before", "loss after"), rows)
+
+
+def _or_empty(number: float | None) -> str:
+    return "" if number is None else f"{number:.4f}"
 
 
 def _speed(report: Report) -> str:

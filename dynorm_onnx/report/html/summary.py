@@ -1,4 +1,4 @@
-"""The head of the page: what was replaced, how good, how fast, and what to be warned of."""
+"""The head of the page: whether the model can be used, what was replaced, how good, how fast, what to be warned of."""
 
 from __future__ import annotations
 
@@ -19,6 +19,20 @@ def summary(report: Report) -> str:
         for name, value, note in (*_replaced(report), *_quality(report), *_speed(report))
     )
     return f'<dl class="tiles">\n{tiles}\n</dl>{_warnings(report)}'
+
+
+def verdict(report: Report) -> str:
+    """What comes before all else; empty for a model that is usable, or was not validated."""
+    if report.verdict is None or report.verdict.usable:
+        return ""
+    reasons, advice = (_items(lines) for lines in (report.verdict.reasons, report.verdict.advice))
+    tried = f"<p>To try:</p><ul>{advice}</ul>" if advice else ""
+    head = f"<strong>This model is not usable</strong><ul>{reasons}</ul>"
+    return f'<div class="verdict" role="alert">{head}{tried}</div>\n'
+
+
+def _items(lines: tuple[str, ...]) -> str:
+    return "".join(f"<li>{escape(line)}</li>" for line in lines)
 
 
 def _replaced(report: Report) -> Iterator[Tile]:
@@ -44,9 +58,13 @@ def _quality(report: Report) -> Iterator[Tile]:
         if worst is not None:
             name, error = worst
             yield "relative error", f"{error.relative_error:.3g}", f"of {name}, the output with the largest"
-            yield "cosine to the original", f"{error.cosine:.4f}", f"mean; least {error.cosine_min:.4f}"
+            if error.cosine is not None:
+                yield "cosine to the original", f"{error.cosine:.4f}", f"mean; least {error.cosine_min:.4f}"
+            if error.class_agreement is not None:
+                yield "same class", f"{100 * error.class_agreement:.1f} %", f"of {report.validation.samples:,} samples"
         return
-    yield "KL to the original, nats", f"{quality.kl_mean:.4g}", f"99 % of tokens at most {quality.kl_p99:.3g}"
+    note = f"half of the tokens at most {quality.kl_median:.3g}, 99 % at most {quality.kl_p99:.3g}"
+    yield "KL to the original, nats", f"{quality.kl_mean:.4g}", note
     yield "same top-1 prediction", f"{100 * quality.top1_agreement:.1f} %", f"of {quality.tokens:,} held-out tokens"
     if quality.loss_original is not None and quality.loss_converted is not None:
         change = quality.loss_converted - quality.loss_original
@@ -67,5 +85,5 @@ def _speed(report: Report) -> Iterator[Tile]:
 def _warnings(report: Report) -> str:
     if not report.warnings:
         return ""
-    items = "".join(f"<li>{escape(warning)}</li>" for warning in report.warnings)
+    items = _items(report.warnings)
     return f'\n<div class="warnings" role="note"><strong>To know before using it</strong><ul>{items}</ul></div>'

@@ -1,0 +1,61 @@
+"""Progress where stderr is no terminal."""
+
+from __future__ import annotations
+
+import io
+import time
+
+import pytest
+from rich.console import Console
+
+from dynorm_onnx.progress import StepClock
+from dynorm_onnx.terminal import ProgressLines, print_error, shown_progress
+
+
+def test_lines_at_the_ends_of_steps_and_between() -> None:
+    lines: list[str] = []
+    with ProgressLines(lines.append, every=0.05) as progress:
+        clock = StepClock(progress.tell)
+        with clock.step("find"):
+            time.sleep(0.08)
+        with clock.step("calibrate") as advance:
+            advance(1200, 3600)
+            time.sleep(0.08)
+            advance(3600, 3600)
+        with clock.step("find"):
+            pass
+    assert [line.split(" in ")[0] for line in lines if "so far" not in line] == [
+        "find: begins", "find: done", "calibrate: begins", "calibrate: done", "find: begins", "find: done",
+    ]  # fmt: skip
+    between = [line for line in lines if "so far" in line]
+    assert any(line == "find: 0.1 s so far" for line in between)
+    assert any(line.startswith("calibrate: 1,200 of 3,600 norms and layers, 0.") for line in between)
+    assert any(line.endswith("about 0.1 s left") or line.endswith("about 0.2 s left") for line in between)
+
+
+def test_a_step_that_fails_is_not_done() -> None:
+    lines: list[str] = []
+    with pytest.raises(ValueError), ProgressLines(lines.append) as progress, StepClock(progress.tell).step("find"):
+        raise ValueError
+    assert lines == ["find: begins"]
+
+
+@pytest.mark.parametrize(("quiet", "told"), [(False, "find: begins\n"), (True, "")])
+def test_where_there_is_no_terminal_and_when_quiet(quiet: bool, told: str) -> None:
+    file = io.StringIO()
+    with shown_progress(Console(file=file), quiet=quiet) as progress:
+        progress("find", 0, 0)
+    assert file.getvalue().startswith(told) and bool(file.getvalue()) is not quiet
+
+
+def test_a_bar_on_a_terminal() -> None:
+    file = io.StringIO()
+    with shown_progress(Console(file=file, force_terminal=True), quiet=False) as progress:
+        progress("find", 1, 2)
+    assert "find" in file.getvalue() and "begins" not in file.getvalue()
+
+
+def test_an_error_is_printed_as_it_is() -> None:
+    file = io.StringIO()
+    print_error(Console(file=file, width=20), "error: [bold]x[/] of :smile: " + "long " * 10)
+    assert file.getvalue().strip() == ("error: [bold]x[/] of :smile: " + "long " * 10).strip()
