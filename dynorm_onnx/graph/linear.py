@@ -123,6 +123,9 @@ def find_linear_layers(graph: ir.Graph) -> LinearLayers:
     layers: list[LinearLayer] = []
     left: dict[str, str] = {}
     for node in graph:
+        if (turned := _turned_weight(node)) is not None:
+            left[str(turned.name)] = _unfit(turned, readers) or "the weight is transposed where the model runs"
+            continue
         if node.op_type in QUANTISED:
             left[node.name or str(node.outputs[0].name)] = f"{node.op_type}: its weights are quantised"
             continue
@@ -137,6 +140,15 @@ def find_linear_layers(graph: ir.Graph) -> LinearLayers:
             continue
         layers.append(_layer(node, spelling, readers))
     return LinearLayers(tuple(layers), left)
+
+
+def _turned_weight(node: ir.Node) -> ir.Value | None:
+    """The initializer behind the Transpose that a MatMul multiplies by, as exporters spell a tied head."""
+    transpose = node.inputs[1].producer() if node.op_type == "MatMul" and node.inputs[1] is not None else None
+    if transpose is None or transpose.op_type != "Transpose" or transpose.domain != "":
+        return None
+    weight = transpose.inputs[0]
+    return weight if _is_weight(weight) else None
 
 
 def _reader_counts(graph: ir.Graph) -> dict[ir.Value, int]:

@@ -72,7 +72,9 @@ def _site(site: NormSite, config: ConvertConfig, kept: Mapping[str, str], calibr
         status,  # type: ignore[arg-type]  # mypy widens the conditional to str
         kept.get(site.name),
         fitted.relative_error if fitted else None,
+        fitted.held_out_error if fitted else None,
         fitted.parameters if fitted else None,
+        fitted.length_errors if fitted else (),
     )
 
 

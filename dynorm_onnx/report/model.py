@@ -30,17 +30,35 @@ class SiteReport:
     status: Status
     reason: str | None = None
     error: float | None = None  # of the fit on the calibration data, relative
+    held_out_error: float | None = None  # the same on calibration samples that were not solved with
     parameters: NormParameters | None = None
+    length_errors: tuple[float, ...] = ()  # of S without and with each coupled channel, see calibration/coupling.py
+
+    @property
+    def coupled(self) -> int:
+        """How many channels stay in the norm's sum."""
+        coupling = self.parameters.coupling if self.parameters is not None else None
+        return len(coupling.channels) if coupling is not None else 0
 
     def as_dict(self) -> dict[str, Any]:
         """An entry of the JSON list "sites"; of each parameter its range over the channels."""
-        shown = {
-            field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "parameters"
-        }
+        apart = ("parameters", "length_errors")
+        shown = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in apart}
         if self.parameters is None:
-            return shown | {"parameters": None}
+            return shown | {"coupled": None, "parameters": None}
         arrays = {**self.parameters.scalars, "weight": self.parameters.weight, "bias": self.parameters.bias}
-        return shown | {"parameters": {name: _spread(array) for name, array in arrays.items()}}
+        spreads = {name: _spread(array) for name, array in arrays.items()}
+        return shown | {"coupled": self._coupled(), "parameters": spreads}
+
+    def _coupled(self) -> dict[str, Any] | None:
+        if self.parameters is None or self.parameters.coupling is None:
+            return None
+        coupling = self.parameters.coupling
+        return {
+            "channels": [int(channel) for channel in coupling.channels],
+            "strengths": [float(strength) for strength in coupling.strengths],
+            "length_errors": [float(error) for error in self.length_errors],
+        }
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ import glob
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 
+from dynorm_onnx.calibration.leeway import MOST_COUPLED
 from dynorm_onnx.config import ConvertConfig
 from dynorm_onnx.report.model import SiteReport, Verdict
 from dynorm_onnx.runtime.measures import OutputError
@@ -119,6 +120,12 @@ def _of_exact_rewrite(config: ConvertConfig, sites: Sequence[SiteReport], valida
         yield "--to rmsnorm should change nothing: this is a bug of ours, please report it with the model"
 
 
+def _coupled(config: ConvertConfig, sites: Sequence[SiteReport], validation: Validation) -> Iterator[str]:
+    most = max((site.coupled for site in sites), default=0)
+    if config.to != "rmsnorm" and most < MOST_COUPLED:
+        yield f"--coupled {MOST_COUPLED}: so many channels at most stay in each norm's sum (now {most})"
+
+
 def _method(config: ConvertConfig, sites: Sequence[SiteReport], validation: Validation) -> Iterator[str]:
     if config.to == "rmsnorm":
         return
@@ -157,7 +164,7 @@ def _keep(config: ConvertConfig, sites: Sequence[SiteReport], validation: Valida
 
 Advice = Callable[[ConvertConfig, Sequence[SiteReport], Validation], Iterator[str]]
 
-ADVICE: tuple[Advice, ...] = (_of_exact_rewrite, _method, _data, _bound, _keep)
+ADVICE: tuple[Advice, ...] = (_of_exact_rewrite, _coupled, _method, _data, _bound, _keep)
 """What gives lines of advice, in the order in which they are shown."""
 
 

@@ -9,8 +9,20 @@ from html import escape
 from dynorm_onnx.report.evidence import Evidence
 from dynorm_onnx.report.model import Report, SiteReport
 
-_COLUMNS = ("#", "norm", "kind", "form", "channels", "type", "status", "fit error", "held-out error", "parameters")
-_NUMBERS = {"#", "channels", "fit error", "held-out error"}
+_COLUMNS = (
+    "#",
+    "norm",
+    "kind",
+    "form",
+    "channels",
+    "coupled",
+    "type",
+    "status",
+    "fit error",
+    "held-out error",
+    "parameters",
+)
+_NUMBERS = {"#", "channels", "coupled", "fit error", "held-out error"}
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], numbers: int = 99) -> str:
@@ -58,6 +70,7 @@ def sites_table(report: Report, evidence: Evidence | None) -> str:
             "kind": f"<td>{escape(site.kind)}</td>",
             "form": f"<td>{escape(site.form)}</td>",
             "channels": _number(site.channels),
+            "coupled": _number(site.coupled),
             "type": f"<td>{escape((site.dtype or '?').lower())}</td>",
             "status": _status(site),
             "fit error": _number(site.error, "{:.3f}"),
@@ -74,6 +87,8 @@ def _used(report: Report, evidence: Evidence | None) -> list[str]:
     empty: set[str] = set()
     if not (evidence and evidence.errors):
         empty.add("held-out error")
+    if not any(site.coupled for site in report.sites):
+        empty.add("coupled")
     if all(site.parameters is None for site in report.sites):
         empty |= {"fit error", "parameters"}
     return [column for column in _COLUMNS if column not in empty]
