@@ -23,6 +23,7 @@ from dynorm_onnx.errors import DynormError, UsageError
 from dynorm_onnx.functions import REGISTRY
 from dynorm_onnx.plotting import require_matplotlib
 from dynorm_onnx.runtime.session import PROVIDERS
+from dynorm_onnx.terminal import use_safe_streams
 
 Row = TypeVar("Row")
 Size = tuple[int, int]
@@ -35,6 +36,7 @@ QUICK_OPS = OpsGrid(rows=((1, 1), (1, 128), (8, 128)), channels=(2048,))
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a benchmark; returns the exit code (2: wrong use, 3: no norm in the model)."""
+    use_safe_streams()
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     if options.verbose:  # our own words only: onnxscript alone writes hundreds of lines at this level

@@ -25,12 +25,14 @@ from dynorm_onnx.paper.plot import plot_experiment, plot_model
 from dynorm_onnx.paper.real_model import MAX_LENGTH, SAMPLES, compare_on_model
 from dynorm_onnx.paper.show import print_experiment, print_model
 from dynorm_onnx.plotting import require_matplotlib, save_figure
+from dynorm_onnx.terminal import use_safe_streams
 
 _FILE_WIDTH = 120
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
+    use_safe_streams()
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:

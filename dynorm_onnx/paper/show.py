@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from dynorm_onnx.functions import REGISTRY
@@ -79,14 +80,15 @@ def _sites(comparison: ModelComparison, how: How, functions: Sequence[str]) -> T
             best = site.best(how, measure)
             shown = {name: f"{getattr(fits[name], measure):.4f}" for name in functions}
             cells += [f"[bold]{text}[/bold]" if name == best else text for name, text in shown.items()]
-        table.add_row(site.name, *cells)
+        table.add_row(escape(site.name), *cells)
     return table
 
 
 def print_model(comparison: ModelComparison, console: Console) -> None:
     """A table per way of fitting, a row per site; the smallest residual of a row is bold."""
     functions = tuple(REGISTRY)
-    console.print(f"{comparison.model}, {len(comparison.sites)} norms, on {comparison.source}. Mean |residual| of the")
+    model, source = escape(str(comparison.model)), escape(comparison.source)
+    console.print(f"{model}, {len(comparison.sites)} norms, on {source}. Mean |residual| of the", emoji=False)
     console.print("norm's output before its weight (root mean square 1); outliers: the largest 0.1 % of it.")
     for how in HOWS:
         console.print(_sites(comparison, how, functions))
@@ -96,4 +98,4 @@ def print_model(comparison: ModelComparison, console: Console) -> None:
         told = ", ".join(f"{op_type(n)} {overall.get(n, 0)} / {outliers.get(n, 0)}" for n in functions)
         console.print(f"  {TITLES[how]}: {told}", highlight=False)
     for warning in comparison.warnings:
-        console.print(f"[yellow]warning:[/yellow] {warning}")
+        console.print(f"[yellow]warning:[/yellow] {escape(warning)}", emoji=False)

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.markup import escape
 from rich.table import Table
 
 from dynorm_onnx.config import METHODS, PROVIDERS, ConvertConfig
@@ -35,12 +36,14 @@ from dynorm_onnx.serving.load import PROTOCOLS, measure_latency
 from dynorm_onnx.serving.speed import measure_speed
 from dynorm_onnx.serving.triton import BACKENDS, DEFAULT_BATCH, HOST_REPOSITORY, write_triton_model
 from dynorm_onnx.serving.yaml_text import yaml_documents
+from dynorm_onnx.terminal import print_error, use_safe_streams
 
 _FILE_WIDTH = 120
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
+    use_safe_streams()
     options = vars(_parser().parse_args(arguments))
     errors = Console(stderr=True)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=errors)])
@@ -48,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         command(options, errors)
     except DynormError as error:
-        errors.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        print_error(errors, f"error: {error}")
         return error.exit_code
     except KeyboardInterrupt:
         errors.print("interrupted")
@@ -120,7 +123,7 @@ def _show(title: str, rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
     for column in table.columns:
         column.justify = "right"
     for row in rows:
-        table.add_row(*(f"{value:.2f}" if isinstance(value, float) else str(value) for value in row.values()))
+        table.add_row(*(f"{value:.2f}" if isinstance(value, float) else escape(str(value)) for value in row.values()))
     _stdout().print(table)
 
 
