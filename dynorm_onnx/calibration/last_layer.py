@@ -65,7 +65,7 @@ def fit_logits_layer(
 
         return kl_and_gradient
 
-    return search(layer.name, objective(training), objective(held_out), start)
+    return search(layer.label, objective(training), objective(held_out), start)
 
 
 def sampling_step(tokens: int, weights: int) -> int:

@@ -51,7 +51,7 @@ def reconstruct(
     logits = signature(lowered).logits
     tail = find_tail([layer for group in groups for layer in group.layers], norms, logits)
     notes += tuple(
-        f"{layer.name} is fitted by least squares alone: {layer.inputs} x {layer.outputs} weights are too many to "
+        f"{layer.label} is fitted by least squares alone: {layer.inputs} x {layer.outputs} weights are too many to "
         "search for the least KL"
         for group in groups
         for layer in group.layers
@@ -93,7 +93,7 @@ def solve_group(
     """
     solved: dict[str, np.ndarray] = {}
     for layer, ridge in _solve_ridges(group, activations):
-        log.info("%s: lambda %s", layer.name, ridge.strength)
+        log.info("%s: lambda %s", layer.label, ridge.strength)
         weights = layer.parameters() + ridge.correction
         changed = ridge.strength is not None
         if _makes(logits, layer) and not is_too_large(layer):

@@ -155,7 +155,7 @@ def fit_tail(
 
         return kl_and_gradient
 
-    name = f"{tail.writer.name} to {tail.logits.name}"
+    name = f"{tail.writer.label} to {tail.logits.label}"
     found = search(name, objective(training), objective(held_out), start.flat())
     return None if found is None else start.like(found)
 
