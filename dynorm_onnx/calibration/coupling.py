@@ -3,8 +3,8 @@
 A norm divides by the root of S = sum_j x_j^2 (of the centred x, for LayerNorm). The function that replaces it knows of
 S what the coupled channels M tell: a + sum_{j in M} kappa_j x_j^2, with a >= 0 and kappa_j >= 0 of least *relative*
 error, since an output misses S by its relative error, whatever the token's length. The gain then has c_j = kappa_j / a
-(functions/coupling.py). Channels are taken greedily (orthogonal matching pursuit on the squares), as long as held-out
-tokens gain by them.
+(functions/coupling.py). Channels are taken greedily (orthogonal matching pursuit on the squares), so many as held-out
+tokens gain by.
 
 Partial RMSNorm (Zhang and Sennrich, arXiv 1910.07467, section 4) estimates S from a fixed share of the channels; here
 they are chosen, weighted, and as few as will do.
@@ -23,8 +23,9 @@ from dynorm_onnx.functions import Coupling
 CANDIDATES = 512
 """Channels that are considered: those whose squares, relative to S, vary most. It bounds the sums at 512^2."""
 
-LEAST_GAIN = 0.01
-"""A channel that takes less than this share off the held-out squared error of S is not worth its multiplication."""
+LEFT_OVER = 0.02
+"""Of the channels allowed, so few are coupled that the held-out squared error of S is this share above its least: the
+last ones are not worth their multiplications."""
 
 SMALL_ENOUGH = 2e-3
 """A relative error of S, twice that of the length, at which no further channel is looked for."""
@@ -117,23 +118,24 @@ def _candidates(kind: str, epsilon: float, batches: Iterable[Rows]) -> np.ndarra
 def _greedy(
     training: SquareSums, held_out: SquareSums, candidates: np.ndarray, most: int, floor: float
 ) -> Chosen | None:
-    places, kappas = _not_negative(training, [0])
     judged = held_out if held_out.tokens else training
-    errors = [judged.relative_error(places, kappas)]
-    while len(places) <= min(most, len(candidates)) and errors[-1] > SMALL_ENOUGH:
-        best = _most_promising(training, places, kappas)
+    path = [_not_negative(training, [0])]
+    errors = [judged.relative_error(*path[0])]
+    while len(path) <= min(most, len(candidates)) and errors[-1] > SMALL_ENOUGH:
+        best = _most_promising(training, *path[-1])
         if best is None:
             break
-        more, more_kappas = _not_negative(training, [*places, best])
-        error = judged.relative_error(more, more_kappas)
-        if len(more) <= len(places) or error**2 > (1 - LEAST_GAIN) * errors[-1] ** 2:
+        more = _not_negative(training, [*path[-1][0], best])
+        if len(more[0]) <= len(path[-1][0]):
             break
-        places, kappas = more, more_kappas
-        errors.append(error)
-    if len(places) < 2:
+        path.append(more)
+        errors.append(judged.relative_error(*more))
+    enough = next(size for size, error in enumerate(errors) if error**2 <= (1 + LEFT_OVER) * min(errors) ** 2)
+    if enough == 0:
         return None
+    places, kappas = path[enough]
     strengths = kappas[1:] / max(float(kappas[0]), floor)
-    return Chosen(Coupling(candidates[np.array(places[1:]) - 1], strengths), tuple(errors))
+    return Chosen(Coupling(candidates[np.array(places[1:]) - 1], strengths), tuple(errors[: enough + 1]))
 
 
 def _most_promising(sums: SquareSums, places: list[int], kappas: np.ndarray) -> int | None:
