@@ -33,16 +33,22 @@ SMALL_ENOUGH = 2e-3
 SMALLEST_CONSTANT = 1e-6  # of the usual S: a constant of 0 would leave nothing to divide by where M is silent
 
 
+MASSIVE = 5.0
+"""A token is massive where it is so many times as long as the median token at the same norm."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Chosen:
-    """A coupling and what each of its channels brought.
+    """A coupling, None where no channel is worth it, and what each of its channels brought.
 
-    `length_errors` [k + 1] are the relative errors of a held-out token's S as the constant alone gives it, then with
-    the first channel, the first two, ...
+    `length_errors` [k + 1] are the relative errors of held-out tokens' S as the constant alone gives it, then with the
+    first channel, the first two, ...; massive tokens together count as much there as all others. `ordinary_error` is
+    that of the others alone, with all k.
     """
 
-    coupling: Coupling
+    coupling: Coupling | None
     length_errors: tuple[float, ...]
+    ordinary_error: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,8 +65,15 @@ class SquareSums:
         return SquareSums(self.gram + other.gram, self.cross + other.cross, self.tokens + other.tokens)
 
     @classmethod
+    def nothing(cls, candidates: int) -> SquareSums:
+        """Of no token."""
+        return cls(np.zeros((candidates + 1, candidates + 1)), np.zeros(candidates + 1), 0.0)
+
+    @classmethod
     def of(cls, squares: np.ndarray, lengths: np.ndarray, weights: np.ndarray) -> SquareSums:
-        """`squares` [T, n] of the candidates, `lengths` S [T] > 0, `weights` [T]."""
+        """`squares` [T, n] of the candidates, `lengths` S [T], `weights` [T]; a token of weight 0 counts nothing."""
+        counts = weights > 0
+        squares, lengths, weights = squares[counts], lengths[counts], weights[counts]
         relative = np.hstack([np.ones((len(squares), 1)), squares]) / lengths[:, None]
         weighted = relative * weights[:, None]
         return cls(relative.T @ weighted, weighted.sum(0), float(weights.sum()))
@@ -71,26 +84,27 @@ class SquareSums:
         return float(np.sqrt(max(squared, 0.0) / max(self.tokens, 1e-300)))
 
 
-def choose_coupling(kind: str, epsilon: float, batches: Callable[[], Iterator[Rows]], most: int) -> Chosen | None:
-    """The coupling of a norm of `kind` ("rms" or "layer"), of at most `most` channels; None where none is worth it.
+def choose_coupling(kind: str, epsilon: float, batches: Callable[[], Iterator[Rows]], most: int) -> Chosen:
+    """The coupling of a norm of `kind` ("rms" or "layer"), of at most `most` channels.
 
-    `batches` gives the tokens, and is read twice.
+    `batches` gives the tokens, and is read twice. Massive tokens are a class of their own: however few they are (they
+    may be one in a thousand), they count as much as all others together.
     """
-    candidates = _candidates(kind, epsilon, batches())
-    if candidates is None or most < 1:
-        return None
-    sums: dict[bool, SquareSums] = {}
-    typical: list[np.ndarray] = []
+    seen = _look(kind, epsilon, batches())
+    if seen is None:
+        return Chosen(None, (), 0.0)
+    nothing = SquareSums.nothing(len(seen.candidates))
+    training, held_out, ordinary = nothing, nothing, nothing
     for rows in batches():
         lengths = squared_lengths(kind, epsilon, rows.x)
-        squares = np.square(np.asarray(rows.x[:, candidates], np.float64))
-        for held_out, part in ((False, ~rows.held_out), (True, rows.held_out)):
-            part = part & (lengths > 0)
-            own = SquareSums.of(squares[part], lengths[part], rows.weights[part].astype(np.float64))
-            sums[held_out] = sums[held_out].merge(own) if held_out in sums else own
-        typical.append(lengths[lengths > 0])
-    floor = SMALLEST_CONSTANT * float(np.median(np.concatenate(typical)))
-    return _greedy(sums[False], sums[True], candidates, most, floor)
+        squares = np.square(np.asarray(rows.x[:, seen.candidates], np.float64))
+        weights = np.where(lengths > 0, rows.weights, 0.0)
+        massive = lengths > seen.massive_from
+        balanced = weights * np.where(massive, seen.massive_weight, 1.0)
+        training = training.merge(SquareSums.of(squares, lengths, np.where(rows.held_out, 0.0, balanced)))
+        held_out = held_out.merge(SquareSums.of(squares, lengths, np.where(rows.held_out, balanced, 0.0)))
+        ordinary = ordinary.merge(SquareSums.of(squares, lengths, np.where(rows.held_out & ~massive, weights, 0.0)))
+    return _greedy(training, held_out if held_out.tokens else training, ordinary, seen, most)
 
 
 def squared_lengths(kind: str, epsilon: float, x: np.ndarray) -> np.ndarray:
@@ -101,27 +115,44 @@ def squared_lengths(kind: str, epsilon: float, x: np.ndarray) -> np.ndarray:
     return np.square(wide).sum(axis=1) + epsilon * x.shape[1]
 
 
-def _candidates(kind: str, epsilon: float, batches: Iterable[Rows]) -> np.ndarray | None:
-    """The channels whose share of S varies most, as indices in order."""
-    total: np.ndarray | None = None
+@dataclasses.dataclass(frozen=True)
+class _Seen:
+    """What a first look at the tokens tells."""
+
+    candidates: np.ndarray  # the channels whose share of S varies most, in order
+    usual: float  # the median S
+    massive_weight: float  # of each massive token, so that all together weigh as much as all others
+
+    @property
+    def massive_from(self) -> float:
+        """The S from which on a token is massive."""
+        return MASSIVE**2 * self.usual
+
+
+def _look(kind: str, epsilon: float, batches: Iterable[Rows]) -> _Seen | None:
+    """None where there is no token of any length."""
+    total, lengths, weights = np.zeros(1), [np.zeros(0)], [np.zeros(0)]
     for rows in batches:
-        lengths = squared_lengths(kind, epsilon, rows.x)
-        part = ~rows.held_out & (lengths > 0)
-        shares = np.square(np.asarray(rows.x[part], np.float64)) / lengths[part, None]
-        own = rows.weights[part].astype(np.float64) @ np.square(shares)
-        total = own if total is None else total + own
-    if total is None or not total.any():
+        part = ~rows.held_out
+        own = squared_lengths(kind, epsilon, rows.x[part])
+        shares = np.square(np.asarray(rows.x[part], np.float64)) / np.where(own > 0, own, np.inf)[:, None]
+        total = total + rows.weights[part].astype(np.float64) @ np.square(shares)
+        lengths.append(own)
+        weights.append(rows.weights[part].astype(np.float64))
+    if not total.any():
         return None
-    return np.sort(np.argsort(-total, kind="stable")[: min(CANDIDATES, len(total))])
+    joined, weight = np.concatenate(lengths), np.concatenate(weights)
+    usual = float(np.median(joined))
+    massive = joined > MASSIVE**2 * usual
+    balance = weight[~massive].sum() / weight[massive].sum() if massive.any() else 1.0
+    candidates = np.sort(np.argsort(-total, kind="stable")[: min(CANDIDATES, len(total))])
+    return _Seen(candidates, usual, max(float(balance), 1.0))
 
 
-def _greedy(
-    training: SquareSums, held_out: SquareSums, candidates: np.ndarray, most: int, floor: float
-) -> Chosen | None:
-    judged = held_out if held_out.tokens else training
+def _greedy(training: SquareSums, judged: SquareSums, ordinary: SquareSums, seen: _Seen, most: int) -> Chosen:
     path = [_not_negative(training, [0])]
     errors = [judged.relative_error(*path[0])]
-    while len(path) <= min(most, len(candidates)) and errors[-1] > SMALL_ENOUGH:
+    while len(path) <= min(most, len(seen.candidates)) and errors[-1] > SMALL_ENOUGH:
         best = _most_promising(training, *path[-1])
         if best is None:
             break
@@ -131,11 +162,13 @@ def _greedy(
         path.append(more)
         errors.append(judged.relative_error(*more))
     enough = next(size for size, error in enumerate(errors) if error**2 <= (1 + LEFT_OVER) * min(errors) ** 2)
-    if enough == 0:
-        return None
     places, kappas = path[enough]
-    strengths = kappas[1:] / max(float(kappas[0]), floor)
-    return Chosen(Coupling(candidates[np.array(places[1:]) - 1], strengths), tuple(errors[: enough + 1]))
+    left = ordinary.relative_error(places, kappas)
+    if enough == 0:
+        return Chosen(None, tuple(errors[:1]), left)
+    strengths = kappas[1:] / max(float(kappas[0]), SMALLEST_CONSTANT * seen.usual)
+    coupling = Coupling(seen.candidates[np.array(places[1:]) - 1], strengths)
+    return Chosen(coupling, tuple(errors[: enough + 1]), left)
 
 
 def _most_promising(sums: SquareSums, places: list[int], kappas: np.ndarray) -> int | None:

@@ -39,8 +39,8 @@ def fit_rows(
     function: Function, kind: str, epsilon: float, batches: Callable[[], Iterator[Rows]], leeway: Leeway
 ) -> Fit:
     """The fit of one norm of `kind` over all batches, read once for each statistic."""
-    chosen = choose_coupling(kind, epsilon, batches, leeway.most_coupled) if leeway.most_coupled else None
-    coupling = chosen.coupling if chosen is not None else None
+    chosen = choose_coupling(kind, epsilon, batches, leeway.most_coupled)
+    coupling = chosen.coupling
     extent = functools.reduce(Range.merge, (Range.of(rows.x) for rows in _gained(coupling, batches, held_out=False)))
     moments = _moments(_gained(coupling, batches, held_out=False), extent)
     steeper = leeway.steeper or (STEEPER if coupling is None else STEEPER_COUPLED)
@@ -50,7 +50,7 @@ def fit_rows(
         found,
         parameters=dataclasses.replace(found.parameters, coupling=coupling),
         held_out_error=error_on(function, found.parameters, others) if others.target_squares.any() else None,
-        length_errors=chosen.length_errors if chosen is not None else (),
+        length_errors=chosen.length_errors,
     )
 
 

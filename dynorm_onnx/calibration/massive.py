@@ -13,15 +13,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from dynorm_onnx.calibration.coupling import squared_lengths
+from dynorm_onnx.calibration.coupling import MASSIVE, squared_lengths
 from dynorm_onnx.calibration.observe import observe, usable_rows
 from dynorm_onnx.graph.lower import LoweredNorm
 from dynorm_onnx.runtime.arrays import Feeds
 
 log = logging.getLogger(__name__)
-
-MASSIVE = 5.0
-"""A token is massive where it is so many times as long as the median token at the same norm."""
 
 LOOKED_AT = 4  # batches
 
