@@ -130,8 +130,8 @@ void PreparedChannels::fill_as(const RawParameters& raw, size_t channels, Channe
     Real* const second = first + stride;
     Real* const strengths = second + stride;
     std::copy_n(raw.strengths, raw.coupled_count, strengths);
-    // What fills up the last few has no strength, and is a channel that counts already: another's NaN would
-    // still make the sum NaN.
+    // What fills up the last few has no strength and is a channel that counts already: another one's NaN would
+    // make the sum NaN all the same.
     coupled_.assign(raw.coupled, raw.coupled + raw.coupled_count);
     coupled_.resize(coupled, coupled ? coupled_[0] : 0);
     const FunctionParameters parameters{raw};

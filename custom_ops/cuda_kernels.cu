@@ -231,8 +231,9 @@ __device__ typename RealOf<T>::type gain_of_row(const Arguments<T>& a, size_t ro
         Pack<T, 1> element{};
         if (c < channels) element.values[0] = a.x[at];
         if (has_skip && c < channels) element = sum(element, Pack<T, 1>{a.skip[at]});
-        const Real value = clamp(Real(widen(element.values[0])), Real(kLargestCoupled));
-        total += c < channels ? Real(a.strengths[k]) * (value * value) : Real(NAN);
+        const Real value = widen(element.values[0]), square = value * value;
+        const Real bounded = square > kLargestCoupledSquare ? kLargestCoupledSquare : square;
+        total += c < channels ? a.strengths[k] * bounded : Real(NAN);
     }
 #pragma unroll
     for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) total += __shfl_xor_sync(~0u, total, lanes);

@@ -96,23 +96,39 @@ static inline typename Lanes::Value rounded_sum(typename Lanes::Value x, typenam
     }
 }
 
-// 1 / sqrt(1 + the sum of a row's coupled channels' squares, each times its strength); x and skip are at the
-// row's first element. The strands of the sum do not wait for each other.
-template <class T, bool has_skip, class Real>
-static inline Real gain_of_row(const Coupling<Real>& coupling, const T* x, const T* skip) {
-    constexpr size_t strands = Coupling<Real>::kTogether;
-    Real sums[strands] = {};
+// For each of neighbouring rows 1 / sqrt(1 + the sum of the coupled channels' squares, each times its
+// strength); x and skip are at the first row's first element. Four sums go side by side, one for each row, or
+// four of a single row: none waits for its own last addition, and the compiler has lanes for them.
+template <class T, bool has_skip, int row_count, class Real>
+static void find_gains(const Channels<Real>& channels, const T* x, const T* skip, Real (&gains)[row_count]) {
+    typedef Real Sums __attribute__((vector_size(Coupling<Real>::kTogether * sizeof(Real))));
+    constexpr int count = Coupling<Real>::kTogether, strands = count / row_count;
+    const Coupling<Real> coupling = channels.coupling;
+    const Sums largest = Real(kLargestCoupledSquare) - Sums{};
+    Sums sums{};
     for (size_t k = 0; k < coupling.count; k += strands) {
+        Sums values, strengths;
         DYNORM_UNROLL
-        for (size_t j = 0; j < strands; ++j) {
-            const size_t c = coupling.channels[k + j];
-            Real value = widen(x[c]);
-            if constexpr (has_skip) value = rounded_sum<ScalarLanes<Real>, T>(value, widen(skip[c]));
-            value = clamp(value, Real(kLargestCoupled));
-            sums[j] = multiply_add(coupling.strengths[k + j], value * value, sums[j]);
+        for (int i = 0; i < count; ++i) {
+            const size_t place = coupling.channels[k + i % strands] + i / strands * channels.count;
+            Real value = widen(x[place]);
+            if constexpr (has_skip) value = rounded_sum<ScalarLanes<Real>, T>(value, widen(skip[place]));
+            values[i] = value;
         }
+        if constexpr (strands == 1) {
+            strengths = coupling.strengths[k] - Sums{};
+        } else {
+            std::memcpy(&strengths, coupling.strengths + k, sizeof strengths);
+        }
+        const Sums squares = values * values;
+        sums += strengths * (squares > largest ? largest : squares);  // false for NaN, which stays
     }
-    return 1 / std::sqrt(1 + ((sums[0] + sums[1]) + (sums[2] + sums[3])));
+    DYNORM_UNROLL
+    for (int row = 0; row < row_count; ++row) {
+        Real total = 1;
+        for (int strand = 0; strand < strands; ++strand) total += sums[row * strands + strand];
+        gains[row] = 1 / std::sqrt(total);
+    }
 }
 
 enum class Store { Cached, Streaming };
@@ -209,12 +225,9 @@ static void rows(const Tensors& tensors, const void* prepared, size_t begin, siz
             {},
         };
         if constexpr (coupled) {
-            for (int k = 0; k < row_count; ++k) {
-                const size_t row = size_t(k) * channels.count;
-                const T* const skip = has_skip ? these.skip + row : nullptr;
-                these.gains[k] =
-                    typename Lanes::Value(gain_of_row<T, has_skip>(channels.coupling, these.x + row, skip));
-            }
+            typename Lanes::Scalar gains[row_count];
+            find_gains<T, has_skip>(channels, these.x, these.skip, gains);
+            for (int k = 0; k < row_count; ++k) these.gains[k] = typename Lanes::Value(gains[k]);
         }
         these(count);
     };

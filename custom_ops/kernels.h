@@ -61,8 +61,8 @@ struct PerChannel {
     const Real* from(size_t channel) const { return values + (channel & mask); }
 };
 
-// From here on an element of a coupled channel counts as this much: its square is a number in float32 still.
-inline constexpr float kLargestCoupled = 1e15f;
+// An element of a coupled channel counts as 1e15 at most: its square is a number in float32 still.
+inline constexpr float kLargestCoupledSquare = 1e30f;
 
 // The channels whose squares, each times its strength, stay in the sum that every row is divided by; none
 // outside of the coupled forms. They are summed up kTogether at a time, so `count` is a multiple of it.
