@@ -64,10 +64,9 @@ const KernelTable& kernel_table() {
 }
 
 const Signature& signature(Function function) {
-#define DYNORM_SIGNATURE(F)   \
-    {#F,                      \
-     "Skip" #F,               \
-     portable::F::parameters, \
+#define DYNORM_SIGNATURE(F)                               \
+    {{{#F, "Coupled" #F}, {"Skip" #F, "SkipCoupled" #F}}, \
+     portable::F::parameters,                             \
      {portable::F::parameter_names[0], portable::F::parameter_names[1]}},
     static const Signature signatures[] = {DYNORM_FOR_EACH_FUNCTION(DYNORM_SIGNATURE)};
 #undef DYNORM_SIGNATURE
@@ -120,12 +119,21 @@ template <class F, class Real, class T>
 void PreparedChannels::fill_as(const RawParameters& raw, size_t channels, Channels<Real>* view) {
     constexpr size_t line = kCacheLine / sizeof(Real);
     const size_t stride = (channels + PerChannel<Real>::kPadding + line - 1) / line * line;
-    memory_.reset(::operator new(4 * stride * sizeof(Real), std::align_val_t{kCacheLine}));
+    constexpr size_t together = Coupling<Real>::kTogether;
+    const size_t coupled = (raw.coupled_count + together - 1) / together * together;
+    const size_t size = 4 * stride + coupled;
+    memory_.reset(::operator new(size * sizeof(Real), std::align_val_t{kCacheLine}));
     Real* const weight = static_cast<Real*>(memory_.get());
-    std::fill_n(weight, 4 * stride, Real(0));
+    std::fill_n(weight, size, Real(0));
     Real* const bias = weight + stride;
     Real* const first = bias + stride;
     Real* const second = first + stride;
+    Real* const strengths = second + stride;
+    std::copy_n(raw.strengths, raw.coupled_count, strengths);
+    // What fills up the last few has no strength and is a channel that counts already: another one's NaN would
+    // make the sum NaN all the same.
+    coupled_.assign(raw.coupled, raw.coupled + raw.coupled_count);
+    coupled_.resize(coupled, coupled ? coupled_[0] : 0);
     const FunctionParameters parameters{raw};
     for (size_t c = 0; c < channels; ++c) {
         weight[c] = portable::widen(static_cast<const T*>(raw.weight)[c]) / Real(F::factor);
@@ -138,7 +146,8 @@ void PreparedChannels::fill_as(const RawParameters& raw, size_t channels, Channe
         const bool equal = std::all_of(values, values + channels, [&](Real v) { return v == values[0]; });
         return PerChannel<Real>{values, equal ? size_t(0) : ~size_t(0)};
     };
-    *view = {masked(weight), masked(bias), masked(first), masked(second), channels, false};
+    const Coupling<Real> coupling{coupled_.data(), strengths, coupled};
+    *view = {masked(weight), masked(bias), masked(first), masked(second), coupling, channels, false};
 }
 
 template <class Real, class T>

@@ -17,10 +17,11 @@
 
 #define DYNORM_QUOTE_(x) #x
 #define DYNORM_QUOTE(x) DYNORM_QUOTE_(x)
-#define DYNORM_BOTH_FORMS(F, T) {kernel<F, T, false>, kernel<F, T, true>}
-#define DYNORM_ALL_TYPES(F)                                                                   \
-    {DYNORM_BOTH_FORMS(F, float), DYNORM_BOTH_FORMS(F, Half), DYNORM_BOTH_FORMS(F, BFloat16), \
-     DYNORM_BOTH_FORMS(F, double)},
+#define DYNORM_BOTH_FORMS(F, T, skip) {kernel<F, T, skip, false>, kernel<F, T, skip, true>}
+#define DYNORM_ALL_FORMS(F, T) {DYNORM_BOTH_FORMS(F, T, false), DYNORM_BOTH_FORMS(F, T, true)}
+#define DYNORM_ALL_TYPES(F)                                                                \
+    {DYNORM_ALL_FORMS(F, float), DYNORM_ALL_FORMS(F, Half), DYNORM_ALL_FORMS(F, BFloat16), \
+     DYNORM_ALL_FORMS(F, double)},
 
 namespace dynorm::DYNORM_TARGET {
 

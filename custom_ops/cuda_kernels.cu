@@ -1,5 +1,5 @@
 // The operators on CUDA: each thread keeps the coefficients of its channels in registers and goes down the
-// rows, 16 bytes at a time where the shapes allow it.
+// rows, 16 bytes at a time where the shapes allow it; in the coupled forms a block goes along whole rows.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -69,6 +69,7 @@ namespace dynorm::cuda {
 namespace {
 
 constexpr int kThreads = 256;
+constexpr int kWarp = 32;
 constexpr int kBytes = 16;
 // Loads in flight for each thread before the first store: two cover the memory's latency at full occupancy.
 constexpr int kRowsAtOnce = 2;
@@ -120,6 +121,9 @@ struct Arguments {
     const float* second;
     bool first_per_channel;
     bool second_per_channel;
+    const int64_t* coupled;
+    const float* strengths;
+    size_t coupled_count;
     size_t rows;
     size_t packs;  // in a row
 };
@@ -147,11 +151,12 @@ struct ThreadChannels {
         }
     }
 
-    __device__ Pack<T, width> function_of(const Pack<T, width>& x) const {
+    // `gain` is 1 outside of the coupled forms, where the compiler leaves the product out.
+    __device__ Pack<T, width> function_of(const Pack<T, width>& x, Real gain) const {
         Pack<T, width> y;
 #pragma unroll
         for (int i = 0; i < width; ++i) {
-            Real f[1] = {Real(widen(x.values[i]))};
+            Real f[1] = {widen(x.values[i]) * gain};
             const Real first[1] = {coefficients[i].first}, second[1] = {coefficients[i].second};
             F::apply(f, first, second);
             narrow(multiply_add(weight[i], f[0], bias[i]), &y.values[i]);
@@ -168,39 +173,90 @@ __device__ Pack<T, width> sum(const Pack<T, width>& a, const Pack<T, width>& b) 
     return result;
 }
 
-// Block (packs of channels, rows); grid likewise, its rows striding over the tensor. An output may be the
-// buffer of an input: a thread reads what it will overwrite, and no other thread reads it.
-template <class F, class T, bool has_skip, int width>
-__global__ void __launch_bounds__(kThreads) elementwise(const Arguments<T> a) {
+// One pack of channels in kRowsAtOnce rows, `stride` rows apart; those behind the last are left out.
+template <class F, class T, bool has_skip, int width, class Real>
+__device__ void pack_of_rows(const Arguments<T>& a, const ThreadChannels<F, T, width>& channels, size_t pack,
+                             size_t row, size_t stride, const Real (&gains)[kRowsAtOnce]) {
     using P = Pack<T, width>;
-    const size_t pack = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
-    if (pack >= a.packs) return;
-    const ThreadChannels<F, T, width> channels(a, pack * width);
     const P* const x = reinterpret_cast<const P*>(a.x) + pack;
     const P* const skip = has_skip ? reinterpret_cast<const P*>(a.skip) + pack : nullptr;
     P* const y = reinterpret_cast<P*>(a.y) + pack;
     P* const residual = has_skip ? reinterpret_cast<P*>(a.residual) + pack : nullptr;
+    P values[kRowsAtOnce], added[has_skip ? kRowsAtOnce : 1];
+#pragma unroll
+    for (int k = 0; k < kRowsAtOnce; ++k) {
+        const size_t at = row + k * stride;
+        if (at >= a.rows) break;
+        values[k] = x[at * a.packs];
+        if constexpr (has_skip) added[k] = skip[at * a.packs];
+    }
+#pragma unroll
+    for (int k = 0; k < kRowsAtOnce; ++k) {
+        const size_t at = row + k * stride;
+        if (at >= a.rows) break;
+        if constexpr (has_skip) {
+            values[k] = sum(values[k], added[k]);
+            residual[at * a.packs] = values[k];
+        }
+        y[at * a.packs] = channels.function_of(values[k], gains[k]);
+    }
+}
 
+// Block (packs of channels, rows); grid likewise, its rows striding over the tensor. An output may be the
+// buffer of an input: a thread reads what it will overwrite, and no other thread reads it.
+template <class F, class T, bool has_skip, int width>
+__global__ void __launch_bounds__(kThreads) elementwise(const Arguments<T> a) {
+    const size_t pack = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (pack >= a.packs) return;
+    const ThreadChannels<F, T, width> channels(a, pack * width);
+    typename RealOf<T>::type gains[kRowsAtOnce];
+#pragma unroll
+    for (auto& gain : gains) gain = 1;
     const size_t stride = size_t(gridDim.y) * blockDim.y;
     for (size_t row = size_t(blockIdx.y) * blockDim.y + threadIdx.y; row < a.rows;
          row += stride * kRowsAtOnce) {
-        P values[kRowsAtOnce], added[has_skip ? kRowsAtOnce : 1];
+        pack_of_rows<F, T, has_skip>(a, channels, pack, row, stride, gains);
+    }
+}
+
+// 1 / sqrt(1 + the sum of a row's coupled channels' squares, each times its strength). A warp shares out the
+// channels; every thread of it gets the result. An index that is none of a channel gives NaN: it lies on the
+// device, where nobody can raise.
+template <class T, bool has_skip>
+__device__ typename RealOf<T>::type gain_of_row(const Arguments<T>& a, size_t row, size_t channels) {
+    using Real = typename RealOf<T>::type;
+    Real total = 0;
+    for (size_t k = threadIdx.x % kWarp; k < a.coupled_count; k += kWarp) {
+        const size_t c = size_t(a.coupled[k]), at = row * channels + c;
+        Pack<T, 1> element{};
+        if (c < channels) element.values[0] = a.x[at];
+        if (has_skip && c < channels) element = sum(element, Pack<T, 1>{a.skip[at]});
+        const Real value = widen(element.values[0]), square = value * value;
+        const Real bounded = square > kLargestCoupledSquare ? kLargestCoupledSquare : square;
+        total += c < channels ? a.strengths[k] * bounded : Real(NAN);
+    }
+#pragma unroll
+    for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) total += __shfl_xor_sync(~0u, total, lanes);
+    return two_over_root(1 + total) / 2;
+}
+
+// Block (packs of channels, rows), as wide as whole warps; the grid's rows stride over the tensor. A row is
+// one block's, which finds its gain before writing anything: an output may be the buffer of an input.
+template <class F, class T, bool has_skip, int width>
+__global__ void __launch_bounds__(kThreads) coupled(const Arguments<T> a) {
+    const size_t stride = size_t(gridDim.y) * blockDim.y;
+    for (size_t first = size_t(blockIdx.y) * blockDim.y; first < a.rows; first += stride * kRowsAtOnce) {
+        const size_t row = first + threadIdx.y;
+        typename RealOf<T>::type gains[kRowsAtOnce] = {};
 #pragma unroll
         for (int k = 0; k < kRowsAtOnce; ++k) {
             const size_t at = row + k * stride;
-            if (at >= a.rows) break;
-            values[k] = x[at * a.packs];
-            if constexpr (has_skip) added[k] = skip[at * a.packs];
+            if (at < a.rows) gains[k] = gain_of_row<T, has_skip>(a, at, a.packs * width);
         }
-#pragma unroll
-        for (int k = 0; k < kRowsAtOnce; ++k) {
-            const size_t at = row + k * stride;
-            if (at >= a.rows) break;
-            if constexpr (has_skip) {
-                values[k] = sum(values[k], added[k]);
-                residual[at * a.packs] = values[k];
-            }
-            y[at * a.packs] = channels.function_of(values[k]);
+        __syncthreads();
+        for (size_t pack = threadIdx.x; pack < a.packs; pack += blockDim.x) {
+            const ThreadChannels<F, T, width> channels(a, pack * width);
+            pack_of_rows<F, T, has_skip>(a, channels, pack, row, stride, gains);
         }
     }
 }
@@ -212,11 +268,11 @@ struct Shape {
     dim3 grid;
 };
 
-Shape launch_shape(size_t rows, size_t packs) {
-    unsigned wide = 1;
+Shape launch_shape(size_t rows, size_t packs, bool whole_rows) {
+    unsigned wide = whole_rows ? kWarp : 1;
     while (wide < packs && wide < kThreads) wide *= 2;
     const unsigned high = kThreads / wide;
-    const size_t across = (packs + wide - 1) / wide;
+    const size_t across = whole_rows ? 1 : (packs + wide - 1) / wide;
     const size_t down = (rows + high - 1) / high;
     int device = 0, processors = 1;
     cudaGetDevice(&device);
@@ -241,16 +297,19 @@ const char* launch(const CudaCall& call) {
         p.second,
         p.first_count != 1,
         p.second_count != 1,
+        p.coupled,
+        p.strengths,
+        p.coupled_count,
         call.rows,
         call.channels / width,
     };
-    const Shape shape = launch_shape(arguments.rows, arguments.packs);
+    const bool is_coupled = p.coupled_count > 0;
+    const Shape shape = launch_shape(arguments.rows, arguments.packs, is_coupled);
     const auto stream = static_cast<cudaStream_t>(call.stream);
-    if (t.skip) {
-        elementwise<F, T, true, width><<<shape.grid, shape.block, 0, stream>>>(arguments);
-    } else {
-        elementwise<F, T, false, width><<<shape.grid, shape.block, 0, stream>>>(arguments);
-    }
+    const auto kernel = is_coupled ? t.skip ? coupled<F, T, true, width> : coupled<F, T, false, width>
+                        : t.skip   ? elementwise<F, T, true, width>
+                                   : elementwise<F, T, false, width>;
+    kernel<<<shape.grid, shape.block, 0, stream>>>(arguments);
     const cudaError_t error = cudaGetLastError();
     return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }

@@ -18,7 +18,7 @@ class CudaKernel : public NodeKernel {
         const NodeParameters parameters = checked_parameters(op_, tensors);
         const NodeInputs inputs = checked_inputs(op_, context, parameters.channels);
         void* const y = output(op_, context, 0, inputs.x.shape);
-        void* const residual = op_.skip ? output(op_, context, 1, inputs.x.shape) : nullptr;
+        void* const residual = op_.form.skip ? output(op_, context, 1, inputs.x.shape) : nullptr;
         if (inputs.elements == 0) return;
         void* stream = nullptr;
         check(op_.api->KernelContext_GetGPUComputeStream(context, &stream));

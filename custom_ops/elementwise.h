@@ -1,5 +1,5 @@
-// The loop around a formula: any function, any type, with or without the residual sum, over any kind of
-// lanes.
+// The loop around a formula: any function, any type, with or without the residual sum and the gain of coupled
+// channels, over any kind of lanes.
 #pragma once
 
 #include <algorithm>
@@ -96,6 +96,41 @@ static inline typename Lanes::Value rounded_sum(typename Lanes::Value x, typenam
     }
 }
 
+// For each of neighbouring rows 1 / sqrt(1 + the sum of the coupled channels' squares, each times its
+// strength); x and skip are at the first row's first element. Four sums go side by side, one for each row, or
+// four of a single row: none waits for its own last addition, and the compiler has lanes for them.
+template <class T, bool has_skip, int row_count, class Real>
+static void find_gains(const Channels<Real>& channels, const T* x, const T* skip, Real (&gains)[row_count]) {
+    typedef Real Sums __attribute__((vector_size(Coupling<Real>::kTogether * sizeof(Real))));
+    constexpr int count = Coupling<Real>::kTogether, strands = count / row_count;
+    const Coupling<Real> coupling = channels.coupling;
+    const Sums largest = Real(kLargestCoupledSquare) - Sums{};
+    Sums sums{};
+    for (size_t k = 0; k < coupling.count; k += strands) {
+        Sums values, strengths;
+        DYNORM_UNROLL
+        for (int i = 0; i < count; ++i) {
+            const size_t place = coupling.channels[k + i % strands] + i / strands * channels.count;
+            Real value = widen(x[place]);
+            if constexpr (has_skip) value = rounded_sum<ScalarLanes<Real>, T>(value, widen(skip[place]));
+            values[i] = value;
+        }
+        if constexpr (strands == 1) {
+            strengths = coupling.strengths[k] - Sums{};
+        } else {
+            std::memcpy(&strengths, coupling.strengths + k, sizeof strengths);
+        }
+        const Sums squares = values * values;
+        sums += strengths * (squares > largest ? largest : squares);  // false for NaN, which stays
+    }
+    DYNORM_UNROLL
+    for (int row = 0; row < row_count; ++row) {
+        Real total = 1;
+        for (int strand = 0; strand < strands; ++strand) total += sums[row * strands + strand];
+        gains[row] = 1 / std::sqrt(total);
+    }
+}
+
 enum class Store { Cached, Streaming };
 
 // How many rows go side by side, so that a channel's coefficients are loaded once for all of them, and the
@@ -105,7 +140,7 @@ template <class Lanes>
 inline constexpr int kAtOnce = Lanes::width > 1 ? 4 : 1;
 
 // The same run of channels in `row_count` neighbouring rows; the pointers are at its first element.
-template <class F, class T, bool has_skip, Store policy, int row_count>
+template <class F, class T, bool has_skip, bool coupled, Store policy, int row_count>
 struct Run {
     using Lanes = typename LanesOf<T>::type;
     using Value = typename Lanes::Value;
@@ -117,6 +152,7 @@ struct Run {
     T* residual;
     Channels<Scalar> channels;
     size_t channel;  // of the first element
+    Value gains[coupled ? row_count : 1];
 
     static DYNORM_INLINE void put(T* to, Value value) {
         if constexpr (policy == Store::Streaming) {
@@ -148,6 +184,10 @@ struct Run {
             DYNORM_UNROLL
             for (int k = 0; k < n; ++k) save(residual + place[k], values[k]);
         }
+        if constexpr (coupled) {
+            DYNORM_UNROLL
+            for (int k = 0; k < n; ++k) values[k] = values[k] * gains[k / columns];
+        }
         F::apply(values, first, second);
         DYNORM_UNROLL
         for (int k = 0; k < n; ++k) save(y + place[k], multiply_add(weight[k], values[k], bias[k]));
@@ -170,19 +210,25 @@ struct Run {
 };
 
 // The elements [begin, end): what is left of a row, whole rows side by side, what remains.
-template <class F, class T, bool has_skip, Store policy>
+template <class F, class T, bool has_skip, bool coupled, Store policy>
 static void rows(const Tensors& tensors, const void* prepared, size_t begin, size_t end) {
     using Lanes = typename LanesOf<T>::type;
     const auto& channels = *static_cast<const Channels<typename Lanes::Scalar>*>(prepared);
     const auto run = [&](auto row_count, size_t i, size_t channel, size_t count) {
-        const Run<F, T, has_skip, policy, row_count> these{
+        Run<F, T, has_skip, coupled, policy, row_count> these{
             static_cast<const T*>(tensors.x) + i,
             has_skip ? static_cast<const T*>(tensors.skip) + i : nullptr,
             static_cast<T*>(tensors.y) + i,
             has_skip ? static_cast<T*>(tensors.residual) + i : nullptr,
             channels,
             channel,
+            {},
         };
+        if constexpr (coupled) {
+            typename Lanes::Scalar gains[row_count];
+            find_gains<T, has_skip>(channels, these.x, these.skip, gains);
+            for (int k = 0; k < row_count; ++k) these.gains[k] = typename Lanes::Value(gains[k]);
+        }
         these(count);
     };
     constexpr std::integral_constant<int, 1> one;
@@ -203,23 +249,23 @@ static void rows(const Tensors& tensors, const void* prepared, size_t begin, siz
 
 // Streaming stores want whole aligned vectors, so rows whose length is no multiple of a vector go through the
 // caches.
-template <class F, class T, bool has_skip>
+template <class F, class T, bool has_skip, bool coupled>
 static void kernel(const Tensors& tensors, const void* prepared, size_t begin, size_t end) {
     using Lanes = typename LanesOf<T>::type;
     const auto& channels = *static_cast<const Channels<typename Lanes::Scalar>*>(prepared);
     if constexpr (!std::is_same_v<F, typename F::Anywhere>) {
         if (!channels.ordinary) {
-            return kernel<typename F::Anywhere, T, has_skip>(tensors, prepared, begin, end);
+            return kernel<typename F::Anywhere, T, has_skip, coupled>(tensors, prepared, begin, end);
         }
     }
     const uintptr_t places =
         reinterpret_cast<uintptr_t>(tensors.y) | reinterpret_cast<uintptr_t>(tensors.residual);
     const bool aligned = (places | begin * sizeof(T)) % (Lanes::width * sizeof(T)) == 0;
     if (tensors.stream && aligned && channels.count % Lanes::width == 0) {
-        rows<F, T, has_skip, Store::Streaming>(tensors, prepared, begin, end);
+        rows<F, T, has_skip, coupled, Store::Streaming>(tensors, prepared, begin, end);
         Lanes::finish_streaming();
     } else {
-        rows<F, T, has_skip, Store::Cached>(tensors, prepared, begin, end);
+        rows<F, T, has_skip, coupled, Store::Cached>(tensors, prepared, begin, end);
     }
 }
 

@@ -20,10 +20,16 @@ enum class Function { DYNORM_FOR_EACH_FUNCTION(DYNORM_ENUMERATE) };
 inline constexpr int kFunctions = DYNORM_FOR_EACH_FUNCTION(DYNORM_COUNT);
 #undef DYNORM_COUNT
 
+// Which operator of a function: with the residual sum, with channels whose squares give every row a gain.
+struct Form {
+    bool skip;
+    bool coupled;
+};
+inline constexpr Form kForms[] = {{false, false}, {false, true}, {true, false}, {true, true}};
+
 // What the operators' signatures need to know.
 struct Signature {
-    const char* name;
-    const char* skip_name;
+    const char* names[2][2];  // [skip][coupled]
     int parameters;
     const char* parameter_names[2];
 };
@@ -55,6 +61,20 @@ struct PerChannel {
     const Real* from(size_t channel) const { return values + (channel & mask); }
 };
 
+// An element of a coupled channel counts as 1e15 at most: its square is a number in float32 still.
+inline constexpr float kLargestCoupledSquare = 1e30f;
+
+// The channels whose squares, each times its strength, stay in the sum that every row is divided by; none
+// outside of the coupled forms. They are summed up kTogether at a time, so `count` is a multiple of it.
+template <class Real>
+struct Coupling {
+    static constexpr size_t kTogether = 4;
+
+    const size_t* channels;
+    const Real* strengths;
+    size_t count;
+};
+
 // Weight, bias and the function's coefficients in the type of the computation.
 template <class Real>
 struct Channels {
@@ -62,6 +82,7 @@ struct Channels {
     PerChannel<Real> bias;
     PerChannel<Real> first;
     PerChannel<Real> second;
+    Coupling<Real> coupling;
     size_t count;
     bool ordinary;  // prepared for the function itself, not for its form Anywhere
 };
@@ -77,13 +98,14 @@ struct Tensors {
     bool stream;  // y is larger than the caches: store past them
 };
 
-// Computes the elements [begin, end) of the flattened tensors; `channels` is a Channels<float> or, for
-// Type::Double, a Channels<double>.
+// Computes the elements [begin, end) of the flattened tensors, in the coupled forms whole rows: a row's gain
+// is found before any of it is written over. `channels` is a Channels<float> or, for Type::Double, a
+// Channels<double>.
 using Kernel = void (*)(const Tensors& tensors, const void* channels, size_t begin, size_t end);
 
 struct KernelTable {
     const char* name;
-    Kernel kernels[kFunctions][kTypes][2];  // [..][..][1]: with skip and residual
+    Kernel kernels[kFunctions][kTypes][2][2];  // [..][..][skip][coupled]
 };
 
 // Weight and parameters of one operator as they come from the model.
@@ -94,6 +116,9 @@ struct RawParameters {
     const float* second;  // null if the function has one parameter
     size_t first_count;   // 1 or channels
     size_t second_count;
+    const int64_t* coupled = nullptr;  // [coupled_count] channels
+    const float* strengths = nullptr;  // [coupled_count]
+    size_t coupled_count = 0;          // 0 outside of the coupled forms
 };
 
 // The prepared form of RawParameters; owns its memory.
@@ -116,6 +141,7 @@ class PreparedChannels {
         void operator()(void* memory) const;
     };
     std::unique_ptr<void, Free> memory_;
+    std::vector<size_t> coupled_;
     Channels<float> floats_{};
     Channels<double> doubles_{};
 };

@@ -6,11 +6,12 @@
 
 namespace dynorm {
 
-const char* Operator::name() const { return skip ? signature(function).skip_name : signature(function).name; }
+const char* Operator::name() const { return signature(function).names[form.skip][form.coupled]; }
 
 const char* Operator::input_name(size_t index) const {
     if (index == 0) return "X";
-    if (skip && index == 1) return "skip";
+    if (form.skip && index == 1) return "skip";
+    if (index >= first_coupling_input()) return index == first_coupling_input() ? "channels" : "coupling";
     const size_t parameter = index - first_parameter_input();
     if (parameter == 0) return "weight";
     if (parameter == 1) return "bias";
@@ -85,7 +86,8 @@ NodeParameters checked_parameters(const Operator& op, const std::vector<TensorVi
         wrong_shape(op, at + 1, tensors[1].shape, "the same", at, weight.text());
     }
     const size_t channels = size_t(weight.back());
-    for (size_t i = 2; i < tensors.size(); ++i) {
+    const size_t coupling = 2 + op.parameters();
+    for (size_t i = 2; i < coupling; ++i) {
         const Shape& shape = tensors[i].shape;
         const bool one_or_all = shape.rank() == 1 && (shape.back() == 1 || shape == weight);
         if (!one_or_all) {
@@ -93,7 +95,7 @@ NodeParameters checked_parameters(const Operator& op, const std::vector<TensorVi
         }
     }
     const bool two = op.parameters() == 2;
-    const RawParameters raw{
+    RawParameters raw{
         tensors[0].data,
         tensors[1].data,
         static_cast<const float*>(tensors[2].data),
@@ -101,7 +103,33 @@ NodeParameters checked_parameters(const Operator& op, const std::vector<TensorVi
         tensors[2].shape.elements(),
         two ? tensors[3].shape.elements() : 0,
     };
+    if (op.form.coupled) {
+        const Shape& coupled = tensors[coupling].shape;
+        if (coupled.rank() != 1 || coupled.back() == 0) {
+            wrong_shape(op, at + coupling, coupled, "one axis of at least one element", at, weight.text());
+        }
+        if (tensors[coupling + 1].shape != coupled) {
+            wrong_shape(op, at + coupling + 1, tensors[coupling + 1].shape, "the same", at + coupling,
+                        coupled.text());
+        }
+        raw.coupled = static_cast<const int64_t*>(tensors[coupling].data);
+        raw.strengths = static_cast<const float*>(tensors[coupling + 1].data);
+        raw.coupled_count = size_t(coupled.back());
+    }
     return {raw, channels};
+}
+
+void check_coupled_channels(const Operator& op, const NodeParameters& parameters) {
+    const int64_t channels = int64_t(parameters.channels);
+    for (size_t k = 0; k < parameters.raw.coupled_count; ++k) {
+        const int64_t c = parameters.raw.coupled[k];
+        if (c < 0 || c >= channels) {
+            throw Problem{ORT_INVALID_ARGUMENT, std::string("dynorm::") + op.name() +
+                                                    ": input channels holds " + std::to_string(c) +
+                                                    ", and must hold indices of channels, 0 to " +
+                                                    std::to_string(channels - 1) + "."};
+        }
+    }
 }
 
 NodeInputs checked_inputs(const Operator& op, const OrtKernelContext* context, size_t channels) {
@@ -112,7 +140,7 @@ NodeInputs checked_inputs(const Operator& op, const OrtKernelContext* context, s
                     op.first_parameter_input(), "[" + std::to_string(channels) + "]");
     }
     inputs.elements = shape.elements();
-    if (op.skip) {
+    if (op.form.skip) {
         const TensorView skip = input(op, context, 1);
         if (skip.shape != shape) wrong_shape(op, 1, skip.shape, "the same", 0, shape.text());
         inputs.skip = skip.data;

@@ -16,12 +16,15 @@ struct Operator : OrtCustomOp {
     ShapeReference shape_reference;  // null where the runtime has none
     Function function;
     Type type;
-    bool skip;
+    Form form;
     const char* provider;
 
     size_t parameters() const { return size_t(signature(function).parameters); }
-    size_t first_parameter_input() const { return skip ? 2 : 1; }  // weight, then bias and the function's own
-    size_t inputs() const { return first_parameter_input() + 2 + parameters(); }
+    size_t outputs() const { return form.skip ? 2 : 1; }
+    // weight, then bias and the function's own; then, in the coupled forms, which channels and how strongly.
+    size_t first_parameter_input() const { return form.skip ? 2 : 1; }
+    size_t first_coupling_input() const { return first_parameter_input() + 2 + parameters(); }
+    size_t inputs() const { return first_coupling_input() + (form.coupled ? 2 : 0); }
     const char* name() const;
     const char* input_name(size_t index) const;
 };
@@ -94,6 +97,9 @@ struct NodeParameters {
 
 // `tensors` are the inputs from first_parameter_input() on.
 NodeParameters checked_parameters(const Operator& op, const std::vector<TensorView>& tensors);
+
+// That the coupled channels are channels, where they can be read.
+void check_coupled_channels(const Operator& op, const NodeParameters& parameters);
 
 // X and, for the Skip forms, skip: X must end in an axis of `channels`, skip must have X's shape.
 struct NodeInputs {

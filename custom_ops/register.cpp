@@ -33,8 +33,10 @@ ONNXTensorElementDataType tensor_type(const Operator& op) {
 }
 
 ONNXTensorElementDataType input_type(const OrtCustomOp* op, size_t index) {
-    const bool parameter = index >= self(op).first_parameter_input() + 2;
-    return parameter ? ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT : tensor_type(self(op));
+    const Operator& o = self(op);
+    if (index < o.first_parameter_input() + 2) return tensor_type(o);
+    return o.form.coupled && index == o.first_coupling_input() ? ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64
+                                                               : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
 }
 
 OrtStatus* create_kernel(const OrtCustomOp* op, const OrtApi* api, const OrtKernelInfo* info, void** kernel) {
@@ -79,7 +81,7 @@ OrtStatus* infer_shapes(const OrtCustomOp* op, OrtShapeInferContext* context) {
         }
         for (size_t i = 0; i < rank; ++i) names[i] = kept[i].c_str();
         check(api->SetSymbolicDimensions(x, names.data(), rank));
-        for (size_t i = 0; i < (self(op).skip ? 2u : 1u); ++i) {
+        for (size_t i = 0; i < self(op).outputs(); ++i) {
             check(api->ShapeInferContext_SetOutputTypeShape(context, i, x));
         }
     });
@@ -117,14 +119,14 @@ struct Runtime {
     ShapeReference shape_reference;
 };
 
-Operator make_operator(const Runtime& runtime, Function function, Type type, bool skip,
+Operator make_operator(const Runtime& runtime, Function function, Type type, Form form,
                        const char* provider) {
     Operator op{};
     op.api = runtime.api;
     op.shape_reference = runtime.shape_reference;
     op.function = function;
     op.type = type;
-    op.skip = skip;
+    op.form = form;
     op.provider = provider;
     op.version = kOrtApiVersion;
     op.GetName = [](const OrtCustomOp* o) { return self(o).name(); };
@@ -132,7 +134,7 @@ Operator make_operator(const Runtime& runtime, Function function, Type type, boo
     op.GetInputType = input_type;
     op.GetInputTypeCount = [](const OrtCustomOp* o) { return self(o).inputs(); };
     op.GetOutputType = [](const OrtCustomOp* o, size_t) { return tensor_type(self(o)); };
-    op.GetOutputTypeCount = [](const OrtCustomOp* o) { return size_t(self(o).skip ? 2 : 1); };
+    op.GetOutputTypeCount = [](const OrtCustomOp* o) { return self(o).outputs(); };
     op.KernelDestroy = destroy_kernel;
     op.GetInputCharacteristic = [](const OrtCustomOp*, size_t) { return INPUT_OUTPUT_REQUIRED; };
     op.GetOutputCharacteristic = [](const OrtCustomOp*, size_t) { return INPUT_OUTPUT_REQUIRED; };
@@ -142,7 +144,7 @@ Operator make_operator(const Runtime& runtime, Function function, Type type, boo
     op.InferOutputShapeFn = infer_shapes;
     op.GetStartVersion = [](const OrtCustomOp*) { return 1; };
     op.GetEndVersion = [](const OrtCustomOp*) { return INT_MAX; };
-    op.GetMayInplace = skip ? share_skip : share_plain;
+    op.GetMayInplace = form.skip ? share_skip : share_plain;
     op.ReleaseMayInplace = [](int*, int*) {};
     return op;
 }
@@ -157,13 +159,13 @@ class Registration {
         OrtCustomOpDomain* domain = nullptr;
         check(api->CreateCustomOpDomain("dynorm", &domain));
         domain_.reset(domain);
-        operators_.reserve(size_t(kFunctions) * kTypes * 2 * std::size(kProviders));
+        operators_.reserve(size_t(kFunctions) * kTypes * std::size(kForms) * std::size(kProviders));
         for (int function = 0; function < kFunctions; ++function) {
             for (int type = 0; type < kTypes; ++type) {
-                for (const bool skip : {false, true}) {
+                for (const Form form : kForms) {
                     for (const char* provider : kProviders) {
                         operators_.push_back(
-                            make_operator(runtime, Function(function), Type(type), skip, provider));
+                            make_operator(runtime, Function(function), Type(type), form, provider));
                         check(api->CustomOpDomain_Add(domain, &operators_.back()));
                     }
                 }

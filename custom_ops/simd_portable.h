@@ -5,6 +5,10 @@
 #include <cmath>
 #include <cstring>
 
+#ifdef __F16C__
+#include <immintrin.h>
+#endif
+
 #include "kernels.h"
 
 namespace dynorm::DYNORM_TARGET {
@@ -54,12 +58,16 @@ static inline double widen(double value) { return value; }
 static inline float widen(BFloat16 value) { return bits_to_float(uint32_t(value.bits) << 16); }
 
 static inline float widen(Half value) {
+#ifdef __F16C__
+    return _cvtsh_ss(value.bits);
+#else
     const uint32_t sign = uint32_t(value.bits & 0x8000u) << 16;
     const uint32_t magnitude = value.bits & 0x7fffu;
     if (magnitude >= 0x7c00u) return bits_to_float(sign | 0x7f800000u | (magnitude & 0x3ffu) << 13);
     // Read as a float32 exponent field, a half is 2^112 too small; the product is exact, denormals included.
     const float scaled = bits_to_float(magnitude << 13) * 0x1p112f;
     return bits_to_float(float_to_bits(scaled) | sign);
+#endif
 }
 
 static inline void narrow(float value, float* out) { *out = value; }
@@ -73,6 +81,9 @@ static inline void narrow(float value, BFloat16* out) {
 }
 
 static inline void narrow(float value, Half* out) {
+#ifdef __F16C__
+    out->bits = _cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT);
+#else
     const uint32_t bits = float_to_bits(value);
     const uint32_t sign = bits >> 16 & 0x8000u;
     const uint32_t magnitude = bits & 0x7fffffffu;
@@ -88,6 +99,7 @@ static inline void narrow(float value, Half* out) {
         half = (magnitude - 0x38000000u + 0xfffu + (magnitude >> 13 & 1u)) >> 13;
     }
     out->bits = uint16_t(sign | half);
+#endif
 }
 
 }  // namespace dynorm::DYNORM_TARGET

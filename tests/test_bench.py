@@ -13,10 +13,10 @@ from onnx import numpy_helper, parser
 from dynorm_onnx.bench.__main__ import main
 from dynorm_onnx.bench.models import _batches, make_untrained
 from dynorm_onnx.bench.operators import COPY, LAYER_NORM, RMS_NORM, OperatorModel
-from dynorm_onnx.bench.ops import OpsGrid, _is_whole, bench_ops
+from dynorm_onnx.bench.ops import BODY, OpsGrid, _is_whole, bench_ops
 from dynorm_onnx.calibration.data.signature import signature
 from dynorm_onnx.errors import UsageError
-from dynorm_onnx.functions import REGISTRY
+from dynorm_onnx.functions import DOMAIN, REGISTRY, Coupling, Form
 from dynorm_onnx.graph import model_io
 from dynorm_onnx.runtime.arrays import run
 from dynorm_onnx.runtime.placement import placement
@@ -49,6 +49,27 @@ def test_a_chain_of_functions_is_what_it_says(name: str, dtype: str) -> None:
     (out,) = outputs(model, feeds)
     assert out.dtype == feeds["x"].dtype
     assert relative_error(out, y) < 4 * TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("coupled", [1, 3, 16])
+@pytest.mark.parametrize("name", REGISTRY)
+def test_a_chain_of_coupled_forms_is_what_it_says(name: str, coupled: int, skip: bool) -> None:
+    spec, function = OperatorModel(channels=16, dtype="float32", skip=skip, chain=2), REGISTRY[name]
+    model, feeds = spec.function(name, coupled), spec.feeds(2, 3)
+    assert {node.op_type for node in model.graph.node} == {function.node_type(Form(skip, True))}
+    constants, y = weights(model), feeds["skip" if skip else "x"].astype(np.float64)
+    residual = feeds["x"].astype(np.float64)
+    for i in range(2):
+        coupling = Coupling(constants[f"channels{i}"], constants[f"coupling{i}"].astype(np.float64))
+        assert coupling.channels.size == coupled
+        residual = residual + y
+        x = residual if skip else y
+        parameters = {p: constants[f"{p}{i}"] for p in function.parameter_names}
+        y = function.reference(coupling.applied(x), constants[f"weight{i}"], constants[f"bias{i}"], **parameters)
+    for got in (run(make_session(model, kernels=kernels), feeds) for kernels in {False, has_kernels("cpu")}):
+        for out, expected in zip(got.values(), (y, residual) if skip else (y,), strict=True):
+            assert relative_error(out, expected) < 4 * TOLERANCE["float32"]
 
 
 def test_a_chain_of_skip_norms_carries_the_residual() -> None:
@@ -120,6 +141,18 @@ def test_a_kernel_row_is_measured_on_the_kernel(skip: bool) -> None:
     assert "dynorm" not in {node.domain for node in inlined}
 
 
+def test_coupled_forms_have_rows_beside_the_plain_ones(capsys) -> None:
+    assert main([*OPS, "--chain", "1", "--coupled", "2", "8", "2", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    operators = [row["operator"] for row in rows if row["rows"] == "1x1"]
+    bodies = [name for name in operators if "DyT" in name and name.endswith(BODY)]
+    plain, skip = (["DyT", "CoupledDyT k=2", "CoupledDyT k=8"], ["SkipDyT", "SkipCoupledDyT k=2", "SkipCoupledDyT k=8"])
+    assert bodies == [f"{name} {BODY}" for name in (*plain, *skip)]
+    assert ("SkipCoupledDerf k=8 kernel" in operators) == has_kernels("cpu")
+    assert main([*OPS, "--coupled", "9"]) == 2
+    assert "9 coupled channels are more than there are: 8" in capsys.readouterr().err
+
+
 def test_a_norm_that_is_taken_apart_is_no_baseline() -> None:
     """LayerNormalization is a function of standard operators where a provider has no kernel for it."""
     model = OperatorModel(8, "float32", False, 2).baseline(LAYER_NORM)
@@ -172,6 +205,19 @@ def test_a_model_in_its_variants(capsys, tmp_path: Path) -> None:
     assert "<svg" in (tmp_path / "lm.svg").read_text()
     assert main(command) == 0
     assert "vs fused" in capsys.readouterr().out
+
+
+def test_a_model_of_coupled_nodes(capsys, tmp_path: Path) -> None:
+    """Such a file is timed as it is, with and without kernels, and its nodes are placed on them."""
+    path = tmp_path / "coupled.onnx"
+    proto = OperatorModel(16, "float32", False, 2).function("dyisru", 3)
+    onnx.save(proto, path)
+    assert main(["model", str(path), "--rows", "2x5", *FAST, "--json"]) == 0
+    variants = {row["variant"] for row in json.loads(capsys.readouterr().out)["rows"]}
+    assert ("converted-kernels" in variants) == has_kernels("cpu")
+    placed = placement(make_session(proto))
+    if placed is not None and has_kernels("cpu"):
+        assert [(node.domain, node.op_type) for node in placed] == [(DOMAIN, "CoupledDyISRU")] * 2
 
 
 def cached_model() -> onnx.ModelProto:

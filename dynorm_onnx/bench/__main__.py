@@ -60,6 +60,7 @@ def _ops(options: argparse.Namespace) -> None:
         channels=tuple(options.channels or base.channels),
         dtypes=tuple(options.dtype or base.dtypes),
         chains=tuple(options.chain or base.chains),
+        coupled=tuple(dict.fromkeys(options.coupled or base.coupled)),
     )
     rows = _collect(
         bench_ops(
@@ -129,6 +130,13 @@ def _parser() -> argparse.ArgumentParser:
     ops.add_argument("--dtype", nargs="+", choices=list(ELEMENT_TYPES), help="default: float32")
     ops.add_argument("--channels", nargs="+", type=_positive, metavar="C", help="default: 768 2048 4096")
     ops.add_argument("--chain", nargs="+", type=_positive, metavar="N", help="operators in a row; default: 1 12")
+    ops.add_argument(
+        "--coupled",
+        nargs="+",
+        type=_positive,
+        metavar="K",
+        help="also the forms with K channels that stay in the norm's sum, as 1 4 32; default: none",
+    )
     ops.add_argument(
         "--cuda-graph", action="store_true", help="on cuda: launch the operators of a run together, as a captured graph"
     )

@@ -15,7 +15,16 @@ import onnx
 from onnx import helper, numpy_helper
 
 from dynorm_onnx.errors import UsageError
-from dynorm_onnx.functions import DOMAIN, DOMAIN_VERSION, REGISTRY, Form, Function, NormParameters, onnx_function
+from dynorm_onnx.functions import (
+    DOMAIN,
+    DOMAIN_VERSION,
+    REGISTRY,
+    Coupling,
+    Form,
+    Function,
+    NormParameters,
+    onnx_function,
+)
 
 OPSET = 17  # the first with LayerNormalization
 _IR_VERSION = 8
@@ -56,13 +65,19 @@ class OperatorModel:
         steps = {RMS_NORM: builder.rms_norm, LAYER_NORM: builder.layer_norm, COPY: builder.copy}
         return builder.model(steps[name])
 
-    def function(self, name: str) -> onnx.ModelProto:
-        """One of our functions, by its name in the registry, with its body; parameters are random."""
+    def function(self, name: str, coupled: int = 0) -> onnx.ModelProto:
+        """One of our functions, by its name in the registry, with its body; parameters are random.
+
+        `coupled` is how many channels stay in the sum; the plain forms without any.
+        """
         if name not in REGISTRY:
             raise UsageError(f"function {name!r} is not one of {', '.join(REGISTRY)}")
+        if coupled > self.channels:
+            raise UsageError(f"{coupled} coupled channels are more than there are: {self.channels}")
         function, builder = REGISTRY[name], _Builder(self)
-        model = builder.model(lambda *step: builder.ours(function, *step))
-        model.functions.append(onnx_function(function, OPSET, ELEMENT_TYPES[self.dtype], Form(self.skip)))
+        model = builder.model(lambda *step: builder.ours(function, coupled, *step))
+        form = Form(self.skip, coupled > 0)
+        model.functions.append(onnx_function(function, OPSET, ELEMENT_TYPES[self.dtype], form))
         model.opset_import.append(helper.make_opsetid(DOMAIN, DOMAIN_VERSION))
         return model
 
@@ -88,14 +103,17 @@ def _at_cache_line(array: np.ndarray) -> np.ndarray:
     return aligned
 
 
-def random_parameters(function: Function, channels: int, rng: np.random.Generator) -> NormParameters:
+def random_parameters(function: Function, channels: int, rng: np.random.Generator, coupled: int = 0) -> NormParameters:
     """Parameters [C] of the size that a norm over C channels of unit variance asks for, so that a chain of
-    functions keeps its scale: beta about C, alpha about 1 / sqrt(C), weight about sqrt(C)."""
+    functions keeps its scale: beta about C, alpha about 1 / sqrt(C), weight about sqrt(C). Each of the `coupled`
+    channels, which lie anywhere, has its share of the norm's sum."""
+    chosen = np.sort(rng.choice(channels, coupled, replace=False)) if coupled else None
     typical = {"beta": float(channels), "alpha": channels**-0.5}
     return NormParameters(
         weight=math.sqrt(channels) * (1 + 0.1 * rng.standard_normal(channels)),
         bias=0.1 * rng.standard_normal(channels),
         scalars={name: typical.get(name, 0.1) * rng.uniform(0.5, 1.5, channels) for name in function.parameter_names},
+        coupling=None if chosen is None else Coupling(chosen, np.full(coupled, 1 / channels)),
     )
 
 
@@ -147,18 +165,23 @@ class _Builder:
             return self._node("Add", [x, skip], i), None
         return self._node("Mul", [x, self._constant(f"factor{i}", np.array(1 + 0.1 / (i + 1)))], i), None
 
-    def ours(self, function: Function, i: int, x: str, skip: str | None) -> tuple[str, str | None]:
-        parameters = random_parameters(function, self.spec.channels, self.rng)
+    def ours(self, function: Function, coupled: int, i: int, x: str, skip: str | None) -> tuple[str, str | None]:
+        parameters = random_parameters(function, self.spec.channels, self.rng, coupled)
         operands = [
             self._constant(f"weight{i}", parameters.weight),
             self._constant(f"bias{i}", parameters.bias),
             *(self._float32(f"{name}{i}", values) for name, values in parameters.scalars.items()),
         ]
+        if parameters.coupling is not None:
+            operands += [
+                self._initializer(f"channels{i}", parameters.coupling.channels.astype(np.int64)),
+                self._float32(f"coupling{i}", parameters.coupling.strengths),
+            ]
+        op_type = function.node_type(Form(self.spec.skip, coupled > 0))
         if skip is None:
-            return self._node(function.op_type, [x, *operands], i, domain=DOMAIN), None
+            return self._node(op_type, [x, *operands], i, domain=DOMAIN), None
         y, residual = f"y{i}", f"residual{i}"
-        inputs = [x, skip, *operands]
-        self.nodes.append(helper.make_node(function.skip_op_type, inputs, [y, residual], domain=DOMAIN))
+        self.nodes.append(helper.make_node(op_type, [x, skip, *operands], [y, residual], domain=DOMAIN))
         return y, residual
 
     def _skip(self, op_type: str, inputs: list[str], i: int, **attributes: float) -> tuple[str, str]:
@@ -176,12 +199,13 @@ class _Builder:
         return self._constant(name, centre + 0.1 * self.rng.standard_normal(self.spec.channels))
 
     def _float32(self, name: str, values: np.ndarray) -> str:
-        self.initializers.append(numpy_helper.from_array(values.astype(np.float32), name))
-        return name
+        return self._initializer(name, values.astype(np.float32))
 
     def _constant(self, name: str, values: np.ndarray) -> str:
-        dtype = helper.tensor_dtype_to_np_dtype(self.element_type)
-        self.initializers.append(numpy_helper.from_array(values.astype(dtype), name))
+        return self._initializer(name, values.astype(helper.tensor_dtype_to_np_dtype(self.element_type)))
+
+    def _initializer(self, name: str, values: np.ndarray) -> str:
+        self.initializers.append(numpy_helper.from_array(values, name))
         return name
 
     def _value(self, name: str) -> onnx.ValueInfoProto:

@@ -12,7 +12,7 @@ import onnx
 
 from dynorm_onnx.bench.operators import COPY, LAYER_NORM, RMS_NORM, OperatorModel
 from dynorm_onnx.errors import ModelError, ProviderError
-from dynorm_onnx.functions import REGISTRY
+from dynorm_onnx.functions import REGISTRY, Form
 from dynorm_onnx.runtime.placement import placement
 from dynorm_onnx.runtime.session import Provider, has_kernels, make_session
 from dynorm_onnx.runtime.timing import time_variants
@@ -25,13 +25,15 @@ BODY, KERNEL = "body", "kernel"
 
 @dataclasses.dataclass(frozen=True)
 class OpsGrid:
-    """What is measured: the product of these."""
+    """What is measured: the product of these; `coupled` is how many channels of the functions' coupled forms stay in
+    the sum, each a row of its own beside the plain form."""
 
     rows: tuple[tuple[int, int], ...] = ((1, 1), (1, 16), (1, 128), (8, 128), (8, 512))
     channels: tuple[int, ...] = (768, 2048, 4096)
     dtypes: tuple[str, ...] = ("float32",)
     skips: tuple[bool, ...] = (False, True)
     chains: tuple[int, ...] = (1, 12)
+    coupled: tuple[int, ...] = ()
 
     def models(self) -> Iterator[OperatorModel]:
         """One model per cell of the grid, rows apart."""
@@ -43,7 +45,7 @@ class OpsGrid:
 class OpsRow:
     """The time of one operator in one cell; times are those of the whole chain."""
 
-    operator: str  # "RMSNorm", "LayerNorm", "copy", or a function's operator and how it runs
+    operator: str  # "RMSNorm", "LayerNorm", "copy", or a function's operator, what is coupled, and how it runs
     rows: str  # "8x128"
     channels: int
     dtype: str
@@ -72,7 +74,7 @@ def bench_ops(
     launched together, as one captured graph: what they cost without the time it takes to launch them one by one.
     """
     for model in grid.models():
-        sessions = _sessions(model, provider, threads, cuda_graph)
+        sessions = _sessions(model, grid.coupled, provider, threads, cuda_graph)
         for batch, length in grid.rows:
             feeds = model.feeds(batch, length)
             timings = {t.variant: t for t in time_variants(sessions, feeds, provider=provider, seconds=seconds)}
@@ -84,7 +86,9 @@ def bench_ops(
                 yield OpsRow(name, *cell, timing.median_ms, timing.p10_ms, timing.p90_ms, *ratios)
 
 
-def _sessions(model: OperatorModel, provider: Provider, threads: int | None, cuda_graph: bool) -> dict[str, Any]:
+def _sessions(
+    model: OperatorModel, coupled: tuple[int, ...], provider: Provider, threads: int | None, cuda_graph: bool
+) -> dict[str, Any]:
     options = _provider_options(provider, cuda_graph)
 
     def session(proto: onnx.ModelProto, *, kernels: bool = False) -> Any:
@@ -102,12 +106,13 @@ def _sessions(model: OperatorModel, provider: Provider, threads: int | None, cud
             sessions[name] = made
         else:
             log.info("no %s in %s on %s: it was taken apart", name, model.dtype, provider)
-    for name, function in REGISTRY.items():
-        op_type = function.skip_op_type if model.skip else function.op_type
-        proto = model.function(name)
-        sessions[f"{op_type} {BODY}"] = session(proto)
+    for (name, function), count in itertools.product(REGISTRY.items(), (0, *coupled)):
+        op_type = function.node_type(Form(model.skip, count > 0))
+        operator = f"{op_type} k={count}" if count else op_type
+        proto = model.function(name, count)
+        sessions[f"{operator} {BODY}"] = session(proto)
         if has_kernels(provider):
-            sessions[f"{op_type} {KERNEL}"] = session(proto, kernels=True)
+            sessions[f"{operator} {KERNEL}"] = session(proto, kernels=True)
     return sessions
 
 

@@ -66,18 +66,14 @@ def gain_nodes(x: str, result: str, compute: int) -> list[onnx.NodeProto]:
     """`result` = g `x` in standard operators, x [..., C] of type `compute`; reads the body's inputs INPUTS."""
     channels, coupling = INPUTS
     node = helper.make_node
-    nodes = [
+    return [
         node("Gather", [x, channels], ["coupled"], axis=-1),
-        *([] if compute == TensorProto.DOUBLE else _clip("coupled", "coupled_bounded")),
+        *_clip("coupled", "coupled_bounded", compute),
         node("Cast", [coupling], ["wide_coupling"], to=compute),
         node("Constant", [], ["column"], value=helper.make_tensor("column", TensorProto.INT64, [2], [-1, 1])),
         node("Reshape", ["wide_coupling", "column"], ["strengths"]),
         node("Constant", [], ["one"], value=helper.make_tensor("one", compute, [], [1.0])),
-    ]
-    bounded = "coupled" if compute == TensorProto.DOUBLE else "coupled_bounded"
-    return [
-        *nodes,
-        node("Mul", [bounded, bounded], ["coupled_squares"]),
+        node("Mul", ["coupled_bounded", "coupled_bounded"], ["coupled_squares"]),
         node("MatMul", ["coupled_squares", "strengths"], ["coupled_sum"]),
         node("Add", ["coupled_sum", "one"], ["coupled_total"]),
         node("Sqrt", ["coupled_total"], ["inverse_gain"]),
@@ -85,10 +81,10 @@ def gain_nodes(x: str, result: str, compute: int) -> list[onnx.NodeProto]:
     ]
 
 
-def _clip(name: str, result: str) -> list[onnx.NodeProto]:
+def _clip(name: str, result: str, compute: int) -> list[onnx.NodeProto]:
     """Bounded to +-LARGEST; by Min and Max, which are spelled alike in every opset from 8 on."""
     limits = [
-        helper.make_node("Constant", [], [limit], value=helper.make_tensor(limit, TensorProto.FLOAT, [], [value]))
+        helper.make_node("Constant", [], [limit], value=helper.make_tensor(limit, compute, [], [value]))
         for limit, value in (("lowest_coupled", -LARGEST), ("highest_coupled", LARGEST))
     ]
     return [

@@ -9,9 +9,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import onnx
+import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from dynorm_onnx.functions import DOMAIN, DOMAIN_VERSION, REGISTRY, Form, Function, onnx_function
+from dynorm_onnx.functions import DOMAIN, DOMAIN_VERSION, OPERATORS, Coupling, Form, Function, onnx_function
 
 OPSET = 18
 IR_VERSION = 9
@@ -27,26 +28,31 @@ ONNX_TYPE = {
     "bfloat16": TensorProto.BFLOAT16,
     "double": TensorProto.DOUBLE,
 }
-FORMS = [(function.name, skip) for function in REGISTRY.values() for skip in (False, True)]
+every_operator = pytest.mark.parametrize("op_type", OPERATORS)
+every_coupled = pytest.mark.parametrize("op_type", [name for name, (_, form) in OPERATORS.items() if form.coupled])
 
 
 @dataclasses.dataclass(frozen=True)
 class Node:
-    """One dynorm node: the function's name on the command line, its form, its type and its parameters' shape."""
+    """One dynorm node: its operator, its type and its parameters' shape; `coupled` counts in the coupled forms only."""
 
-    function: str
-    skip: bool = False
+    op_type: str
     dtype: str = "float32"
     channels: int = 48
     parameter_size: int = 1
+    coupled: int = 4
 
     @property
     def kind(self) -> Function:
-        return REGISTRY[self.function]
+        return OPERATORS[self.op_type][0]
 
     @property
-    def op_type(self) -> str:
-        return self.kind.skip_op_type if self.skip else self.kind.op_type
+    def form(self) -> Form:
+        return OPERATORS[self.op_type][1]
+
+    @property
+    def skip(self) -> bool:
+        return self.form.skip
 
     @property
     def outer_type(self) -> str:
@@ -54,12 +60,16 @@ class Node:
         return "double" if self.dtype == "double" else "float32"
 
     def parameters(self) -> dict[str, np.ndarray]:
-        """weight and bias [C] of the node's type, then the function's own parameters in float32."""
+        """weight and bias [C] of the node's type, the function's own parameters in float32, then what is coupled."""
         random = np.random.default_rng(3)
         dtype = NUMPY_TYPE[self.dtype]
         values = {name: random.normal(size=self.channels).astype(dtype) for name in ("weight", "bias")}
         for name in self.kind.parameter_names:
             values[name] = random.uniform(0.3, 2.0, size=self.parameter_size).astype(np.float32)
+        if self.form.coupled:
+            chosen = random.choice(self.channels, min(self.coupled, self.channels), replace=False)
+            values["channels"] = chosen.astype(np.int64)
+            values["coupling"] = random.uniform(0, 1, chosen.size).astype(np.float32)
         return values
 
     def feeds(self, *leading: int) -> dict[str, np.ndarray]:
@@ -77,8 +87,16 @@ class Node:
         x = feeds["x"]
         if self.skip:
             x = self.rounded(x + feeds["skip"])
-        y = self.kind.reference(x, **{name: value.astype(np.float64) for name, value in self.parameters().items()})
+        y = self.function_of(x, self.parameters())
         return [y, x.astype(np.float64)] if self.skip else [y]
+
+    def function_of(self, x: np.ndarray, parameters: dict[str, np.ndarray]) -> np.ndarray:
+        """Y by the definition, in float64, with these parameters."""
+        wide = {name: value.astype(np.float64) for name, value in parameters.items() if name != "channels"}
+        x = x.astype(np.float64)
+        if self.form.coupled:
+            x = Coupling(parameters["channels"], wide.pop("coupling")).applied(x)
+        return self.kind.reference(x, **wide)
 
 
 def model_of(
@@ -108,10 +126,8 @@ def model_of(
     inputs = [helper.make_tensor_value_info(name, outer, shape) for name in streams]
     if not constants:
         inputs += [
-            helper.make_tensor_value_info(
-                name, inner if name in ("weight", "bias") else TensorProto.FLOAT, [f"{name}_size"]
-            )
-            for name in parameters
+            helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), None)
+            for name, value in parameters.items()
         ]
     into = [helper.make_node("Cast", [name], [f"{name}_inner"], to=inner) for name in streams]
     out = [helper.make_node("Cast", [f"{name}_inner"], [name], to=outer) for name in results]
@@ -124,7 +140,7 @@ def model_of(
         [helper.make_tensor_value_info(name, outer, None) for name in results],
         [numpy_helper.from_array(value, name) for name, value in parameters.items()] if constants else [],
     )
-    functions = [onnx_function(node.kind, OPSET, inner, Form(node.skip))] if with_body else []
+    functions = [onnx_function(node.kind, OPSET, inner, node.form)] if with_body else []
     imports = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, DOMAIN_VERSION)]
     return helper.make_model(graph, functions=functions, opset_imports=imports, ir_version=IR_VERSION)
 
@@ -150,9 +166,9 @@ def chain_of(node: Node, length: int) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=imports, ir_version=IR_VERSION)
 
 
-def check_chain(function: str, session_of: Callable[[onnx.ModelProto], Any]) -> None:
+def check_chain(op_type: str, session_of: Callable[[onnx.ModelProto], Any]) -> None:
     """Twelve Skip nodes, which may write over what they read, give the bits that they give one by one."""
-    node = Node(function, skip=True, channels=256)
+    node = Node(op_type, channels=256)
     feeds = node.feeds(8, 64)
     alone = session_of(model_of(node))
     y, residual = feeds["skip"], feeds["x"]

@@ -1,4 +1,4 @@
-"""The six operators on a GPU: against their definitions in float64, on the stream of their session, in a whole model.
+"""The operators on a GPU: against their definitions in float64, on the stream of their session, in a whole model.
 
 Needs a GPU, an ONNX Runtime with CUDA and a library that was built with nvcc; skipped elsewhere.
 """
@@ -17,13 +17,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from dynorm_onnx import convert_model
-from dynorm_onnx.functions import DOMAIN, DOMAIN_VERSION
+from dynorm_onnx.functions import DOMAIN, DOMAIN_VERSION, OPERATORS, REGISTRY
 from dynorm_onnx.runtime.arrays import feed_value, run
 from dynorm_onnx.runtime.library import onnxruntime
 from dynorm_onnx.runtime.placement import placement
 from dynorm_onnx.runtime.session import PROVIDERS, has_kernels, make_session
 from tests.custom_ops.nodes import (
-    FORMS,
     IR_VERSION,
     NUMPY_TYPE,
     ONNX_TYPE,
@@ -31,6 +30,8 @@ from tests.custom_ops.nodes import (
     Node,
     chain_of,
     check_chain,
+    every_coupled,
+    every_operator,
     model_of,
 )
 from tests.shipped import MODEL, NORMS, TEXT
@@ -38,7 +39,7 @@ from tests.tolerances import TOLERANCE, relative_error
 
 DEVICE = "cuda"
 EP = PROVIDERS[DEVICE][0]
-FUNCTIONS = ["dyisru", "dyt", "derf"]
+SKIP_FORMS = [op_type for op_type, (_, form) in OPERATORS.items() if form.skip]
 # Whole vectors of every type, of some types, and of none; more than one block across.
 CHANNELS = [1, 3, 8, 100, 160, 768, 1000, 4096]
 # Fewer than a block is high, odd, and enough that a thread goes down several rows.
@@ -89,21 +90,21 @@ def check(node: Node, got: list[np.ndarray], feeds: dict[str, np.ndarray]) -> No
 
 
 @pytest.mark.parametrize("dtype", NUMPY_TYPE)
-@pytest.mark.parametrize(("function", "skip"), FORMS)
+@every_operator
 @pytest.mark.parametrize("channels", CHANNELS)
 @pytest.mark.parametrize("one_parameter", [True, False])
-def test_agrees_with_its_definition(function: str, skip: bool, dtype: str, channels: int, one_parameter: bool) -> None:
-    node = Node(function, skip, dtype, channels, 1 if one_parameter else channels)
+def test_agrees_with_its_definition(op_type: str, dtype: str, channels: int, one_parameter: bool) -> None:
+    node = Node(op_type, dtype, channels, 1 if one_parameter else channels)
     session = session_of(model_of(node, casts=False))
     for rows in ROWS[channels]:
         feeds = node.feeds(1, rows)
         check(node, outputs(session, typed(node, feeds)), feeds)
 
 
-@pytest.mark.parametrize(("function", "skip"), FORMS)
+@every_operator
 @pytest.mark.parametrize("leading", [(), (1,), (2, 3, 4), (0,), (3, 0), (1, 700)])
-def test_any_shape(function: str, skip: bool, leading: tuple[int, ...]) -> None:
-    node = Node(function, skip)
+def test_any_shape(op_type: str, leading: tuple[int, ...]) -> None:
+    node = Node(op_type)
     shape: tuple[int | str | None, ...] = (*(f"axis{i}" for i in range(len(leading))), node.channels)
     feeds = node.feeds(*leading)
     check(node, outputs(session_of(model_of(node, shape=shape)), feeds), feeds)
@@ -111,17 +112,19 @@ def test_any_shape(function: str, skip: bool, leading: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("channels", "rows"), [(1, 700_001), (3, 300_007), (16, 300_007)])
-def test_more_rows_than_blocks(channels: int, rows: int, dtype: str) -> None:
+@pytest.mark.parametrize("op_type", ["SkipDyT", "SkipCoupledDyT"])
+def test_more_rows_than_blocks(op_type: str, channels: int, rows: int, dtype: str) -> None:
     """Every block comes round again, the last time with nothing to do for some threads."""
-    node = Node("dyt", True, dtype, channels, channels)
+    node = Node(op_type, dtype, channels, channels)
     feeds = node.feeds(1, rows)
     check(node, outputs(session_of(model_of(node, casts=False)), typed(node, feeds)), feeds)
 
 
 @pytest.mark.slow
-def test_more_elements_than_32_bits_count() -> None:
+@pytest.mark.parametrize("op_type", ["DyT", "CoupledDyT"])
+def test_more_elements_than_32_bits_count(op_type: str) -> None:
     """The last rows of 2^31 + 4096 numbers, 4 GiB of bfloat16; what lies before them is whatever was in the memory."""
-    node = Node("dyt", False, "bfloat16", 2048)
+    node = Node(op_type, "bfloat16", 2048)
     rows, tail = 2**20 + 2, 2
     ort, size = onnxruntime(), 2
     x, y = (
@@ -161,10 +164,10 @@ def copy_of_uint16() -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
 
 
-@pytest.mark.parametrize(("function", "skip"), FORMS)
+@every_operator
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_parameters_computed_in_the_model(function: str, skip: bool, dtype: str) -> None:
-    node = Node(function, skip, dtype, parameter_size=48)
+def test_parameters_computed_in_the_model(op_type: str, dtype: str) -> None:
+    node = Node(op_type, dtype, parameter_size=48)
     feeds = node.feeds(4, 4)
     session = session_of(model_of(node, constants=False, casts=False))
     check(node, outputs(session, typed(node, feeds) | node.parameters()), feeds)
@@ -193,9 +196,10 @@ class Bytes:
 
 @pytest.mark.parametrize("dtype", NUMPY_TYPE)
 @pytest.mark.parametrize("unaligned", ["x", "skip", "y", "residual", "all", "none"])
-def test_tensors_that_begin_anywhere(dtype: str, unaligned: str) -> None:
+@pytest.mark.parametrize("op_type", ["SkipDyT", "SkipCoupledDyT"])
+def test_tensors_that_begin_anywhere(op_type: str, dtype: str, unaligned: str) -> None:
     """A tensor may be a piece of another; what lies around it stays as it was."""
-    node = Node("dyt", True, dtype, channels=64)
+    node = Node(op_type, dtype, channels=64)
     feeds = node.feeds(1, 37)
     shape, element = feeds["x"].shape, NUMPY_TYPE[dtype]
     size = int(np.prod(shape)) * element.itemsize
@@ -236,35 +240,35 @@ def function_session(node: Node) -> Any:
 
 
 EXTREMES = [
-    *(("dyisru", {"beta": beta}) for beta in (1e-38, 1e-30, 1e-3, 1.0, 768.0, 1e31, 3e38)),
-    *(("dyt", {"alpha": alpha}) for alpha in (1e-6, 0.02, 1.0, 1e6)),
-    *(("derf", {"alpha": alpha, "shift": shift}) for alpha in (1e-6, 1.0, 1e6) for shift in (0.0, 0.7, -0.3)),
+    *(("DyISRU", {"beta": beta}) for beta in (1e-38, 1e-30, 1e-3, 1.0, 768.0, 1e31, 3e38)),
+    *(("DyT", {"alpha": alpha}) for alpha in (1e-6, 0.02, 1.0, 1e6)),
+    *(("Derf", {"alpha": alpha, "shift": shift}) for alpha in (1e-6, 1.0, 1e6) for shift in (0.0, 0.7, -0.3)),
 ]
 
 
-@pytest.mark.parametrize(("function", "parameters"), EXTREMES)
-def test_float32_over_its_whole_range(function: str, parameters: dict[str, float]) -> None:
+@pytest.mark.parametrize(("op_type", "parameters"), EXTREMES)
+def test_float32_over_its_whole_range(op_type: str, parameters: dict[str, float]) -> None:
     """Every 4099th float32, infinities and NaN among them, within 4e-7; denormal results within two denormals."""
     x = np.arange(0, 2**32 - 2**15, 4099, dtype=np.uint64).astype(np.uint32)
     x = np.concatenate([x, np.array([np.inf, -np.inf, np.nan, 0, -0.0, 3.4e38, -1e-45], np.float32).view(np.uint32)])
     values = np.resize(x, (1, -(-x.size // 8), 8)).view(np.float32)
-    y, expected = function_alone(Node(function, channels=8), values, **parameters)
+    y, expected = function_alone(Node(op_type, channels=8), values, **parameters)
     np.testing.assert_array_equal(np.isnan(y), np.isnan(values))
     known = ~np.isnan(values)
     error = np.abs(y - expected)[known]
     scale = np.abs(expected)[known]
     denormal = 2.0**-149
     worst = float((np.maximum(error - 2 * denormal, 0) / np.maximum(scale, denormal)).max())
-    print(f"\n{function} {parameters}: largest relative error {worst:.3g}")
+    print(f"\n{op_type} {parameters}: largest relative error {worst:.3g}")
     assert worst < 4e-7
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize(("function", "parameters"), EXTREMES)
-def test_every_value_of_the_16_bit_types(function: str, parameters: dict[str, float], dtype: str) -> None:
+@pytest.mark.parametrize(("op_type", "parameters"), EXTREMES)
+def test_every_value_of_the_16_bit_types(op_type: str, parameters: dict[str, float], dtype: str) -> None:
     """Within one unit in the last place; NaN stays NaN, infinities are at the limits."""
     values = np.arange(2**16, dtype=np.uint16).view(NUMPY_TYPE[dtype]).reshape(1, -1, 8)
-    y, expected = function_alone(Node(function, dtype=dtype, channels=8), values, **parameters)
+    y, expected = function_alone(Node(op_type, dtype, channels=8), values, **parameters)
     unit, smallest = {"float16": (2.0**-10, 2.0**-24), "bfloat16": (2.0**-7, 2.0**-133)}[dtype]
     nan = np.isnan(values.astype(np.float32))
     np.testing.assert_array_equal(np.isnan(y), nan)
@@ -272,7 +276,7 @@ def test_every_value_of_the_16_bit_types(function: str, parameters: dict[str, fl
 
 
 def test_results_too_large_for_float16_are_infinite() -> None:
-    node = Node("dyt", dtype="float16", channels=8)
+    node = Node("DyT", "float16", channels=8)
     session = session_of(model_of(node, constants=False, casts=False))
     large = np.full(8, 60000, np.float16)
     x = np.linspace(-8, 8, 64, dtype=np.float16).reshape(1, 8, 8)
@@ -284,23 +288,23 @@ def test_results_too_large_for_float16_are_infinite() -> None:
 
 
 def test_sums_too_large_for_float16_are_infinite() -> None:
-    node = Node("derf", True, "float16", channels=8)
+    node = Node("SkipDerf", "float16", channels=8)
     x = np.array([65504, -65504, 65504, 1, np.inf, -np.inf, np.inf, np.nan], np.float16).reshape(1, 1, 8)
     skip = np.array([65504, -65504, -65504, 2, 1, 1, -np.inf, 1], np.float16).reshape(1, 1, 8)
     _, residual = outputs(session_of(model_of(node, casts=False)), {"x": x, "skip": skip})
     np.testing.assert_array_equal(residual.reshape(-1), [np.inf, -np.inf, 0, 3, np.inf, -np.inf, np.nan, np.nan])
 
 
-@pytest.mark.parametrize("function", FUNCTIONS)
-def test_chains_share_buffers_safely(function: str) -> None:
-    check_chain(function, session_of)
+@pytest.mark.parametrize("op_type", SKIP_FORMS)
+def test_chains_share_buffers_safely(op_type: str) -> None:
+    check_chain(op_type, session_of)
 
 
 @pytest.mark.parametrize("dtype", NUMPY_TYPE)
-@pytest.mark.parametrize(("function", "skip"), FORMS)
-def test_nothing_leaves_the_device(function: str, skip: bool, dtype: str) -> None:
+@every_operator
+def test_nothing_leaves_the_device(op_type: str, dtype: str) -> None:
     """The node is placed there, no copy is put around it, and its bound outputs lie there."""
-    node = Node(function, skip, dtype)
+    node = Node(op_type, dtype)
     session = session_of(model_of(node, with_body=True, casts=False))
     nodes = placement(session)
     if nodes is None:
@@ -315,10 +319,10 @@ def test_nothing_leaves_the_device(function: str, skip: bool, dtype: str) -> Non
     assert {value.device_name() for value in binding.get_outputs()} <= {DEVICE, "gpu"}
 
 
-@pytest.mark.parametrize("function", FUNCTIONS)
-def test_a_captured_graph_follows_its_inputs(function: str) -> None:
+@pytest.mark.parametrize("op_type", SKIP_FORMS)
+def test_a_captured_graph_follows_its_inputs(op_type: str) -> None:
     """CUDA graphs: what was captured once computes what lies in the bound memory at each run."""
-    node = Node(function, skip=True, channels=256)
+    node = Node(op_type, channels=256)
     session = session_of(chain_of(node, 3), enable_cuda_graph="1")
     plain = session_of(chain_of(node, 3))
     feeds = node.feeds(2, 16)
@@ -358,15 +362,16 @@ def between_products(node: Node, size: int) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=imports, ir_version=IR_VERSION)
 
 
-def test_it_waits_for_what_comes_before_it() -> None:
+@pytest.mark.parametrize("op_type", ["DyISRU", "CoupledDyISRU"])
+def test_it_waits_for_what_comes_before_it(op_type: str) -> None:
     """On the session's own stream, in two sessions at once: large products before and after the node."""
-    node = Node("dyisru", channels=2048)
+    node = Node(op_type, channels=2048)
     model = between_products(node, 2048)
     sessions = [session_of(model, use_tf32="0") for _ in range(2)]
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     inputs = [3 * np.random.default_rng(i).normal(size=(512, 2048)).astype(np.float32) for i in range(2)]
     expected = [
-        node.kind.reference(x.astype(np.float64) @ constants["A"], **node.parameters()) @ constants["B"] for x in inputs
+        node.function_of(x.astype(np.float64) @ constants["A"], node.parameters()) @ constants["B"] for x in inputs
     ]
     worst = [0.0, 0.0]
 
@@ -383,8 +388,29 @@ def test_it_waits_for_what_comes_before_it() -> None:
     assert 0 < max(worst) < 10 * TOLERANCE["float32"]
 
 
+@every_coupled
+@pytest.mark.parametrize("dtype", NUMPY_TYPE)
+@pytest.mark.parametrize(("channels", "coupled"), [(3, 1), (100, 31), (768, 33), (5000, 32), (300, 300)])
+def test_any_number_of_coupled_channels(op_type: str, dtype: str, channels: int, coupled: int) -> None:
+    """Less than a warp takes at once, more, and all; rows that one block covers in one step, and in several."""
+    node = Node(op_type, dtype, channels, channels, coupled)
+    session = session_of(model_of(node, casts=False))
+    for rows in (1, 2, 33, 1003):
+        feeds = node.feeds(1, rows)
+        check(node, outputs(session, typed(node, feeds)), feeds)
+
+
+@pytest.mark.parametrize("outside", [-1, 8, 2**40])
+def test_a_channel_that_is_none_gives_nan(outside: int) -> None:
+    """The indices lie on the device, where nobody can raise."""
+    node = Node("CoupledDyT", channels=8, coupled=2)
+    parameters = node.parameters() | {"channels": np.array([1, outside], np.int64)}
+    (y,) = outputs(session_of(model_of(node, constants=False)), node.feeds(1, 3) | parameters)
+    assert np.isnan(y).all()
+
+
 def test_wrong_shapes_are_named() -> None:
-    node = Node("derf")
+    node = Node("Derf")
     parameters = node.parameters() | {"shift": np.ones(7, np.float32)}
     session = session_of(model_of(node, constants=False))
     with pytest.raises(Exception, match=r"dynorm::Derf: input shift has shape \[7\]"):
@@ -392,7 +418,7 @@ def test_wrong_shapes_are_named() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("function", "optimize"), [*((name, "none") for name in FUNCTIONS), ("dyisru", "ort")])
+@pytest.mark.parametrize(("function", "optimize"), [*((name, "none") for name in REGISTRY), ("dyisru", "ort")])
 def test_the_shipped_model(function: str, optimize: str, tmp_path: Path) -> None:
     """Converted, on the GPU with kernels, and on the CPU by the bodies."""
     path = tmp_path / "converted.onnx"

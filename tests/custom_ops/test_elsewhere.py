@@ -13,7 +13,8 @@ import onnx
 import pytest
 
 from dynorm_onnx import custom_ops
-from tests.custom_ops.nodes import FORMS, NUMPY_TYPE, Node, model_of
+from dynorm_onnx.functions import OPERATORS
+from tests.custom_ops.nodes import NUMPY_TYPE, Node, model_of
 from tests.tolerances import TOLERANCE, relative_error
 
 SCRIPT = Path(__file__).with_name("run_elsewhere.py")
@@ -25,8 +26,8 @@ TOO_OLD = "1.20.1"
 def nodes() -> dict[str, Node]:
     """Every operator and type; an odd number of channels, so that tails are met too."""
     return {
-        f"{function}_{skip}_{dtype}": Node(function, skip, dtype, channels=77)
-        for function, skip in FORMS
+        f"{op_type}_{dtype}": Node(op_type, dtype, channels=77, coupled=33)
+        for op_type in OPERATORS
         for dtype in NUMPY_TYPE
     }
 

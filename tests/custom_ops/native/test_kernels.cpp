@@ -69,14 +69,16 @@ int distance(T a, T b) {
 
 // Whether y is close enough to weight f(x) + bias. Beside the bound on f there are a rounding of the sum,
 // which shows where the two terms cancel, and near the smallest numbers the spacing of the type. In double,
-// alpha x + shift may be rounded once or twice: `argument` is the size of its terms.
+// alpha x + shift may be rounded once or twice: `argument` is the size of its terms. In the coupled forms a
+// `gain` of some roundings comes before both.
 template <class T>
-bool close(T y, double product, double bias, double argument) {
+bool close(T y, double product, double bias, double argument, bool gain = false) {
     const double wanted = product + bias;
     if (std::isnan(wanted)) return std::isnan(double(widen(y)));
     const bool is_double = std::is_same_v<T, double>;
     const double terms = std::fabs(product) + std::fabs(bias);
-    const double bound = is_double ? 1e-15 * (terms + argument) : kFloatBound * terms + 3e-45;
+    const double bound = (is_double ? 1e-15 * (terms + argument) : kFloatBound * terms + 3e-45) +
+                         (gain ? (is_double ? 1e-15 : kFloatBound) * (std::fabs(product) + argument) : 0);
     const double error = std::fabs(double(widen(y)) - wanted);
     if constexpr (sizeof(T) == 2) {
         return distance(y, rounded<T>(wanted)) <= 1 || error <= bound;
@@ -96,8 +98,10 @@ template <class T>
 struct Parameters {
     std::vector<T> weight, bias;
     std::vector<float> first, second;
+    std::vector<int64_t> coupled;
+    std::vector<float> strengths;
 
-    Parameters(size_t channels, bool shared, std::mt19937& random) {
+    Parameters(size_t channels, bool shared, std::mt19937& random, size_t coupled_count = 0) {
         std::uniform_real_distribution<double> uniform(-2, 2);
         for (size_t c = 0; c < channels; ++c) {
             weight.push_back(rounded<T>(uniform(random)));
@@ -107,11 +111,26 @@ struct Parameters {
             first.push_back(float(std::exp(uniform(random))));
             second.push_back(float(uniform(random)));
         }
+        for (size_t k = 0; k < coupled_count; ++k) {
+            coupled.push_back(int64_t(random() % channels));
+            strengths.push_back(float(std::exp(uniform(random))));
+        }
     }
 
     RawParameters raw(Function function) const {
         const float* shift = function == Function::Derf ? second.data() : nullptr;
-        return {weight.data(), bias.data(), first.data(), shift, first.size(), second.size()};
+        return {weight.data(), bias.data(),    first.data(),     shift,         first.size(),
+                second.size(), coupled.data(), strengths.data(), coupled.size()};
+    }
+
+    // By which the elements of a row are multiplied; `row` is what stands there before.
+    double gain(const T* row) const {
+        double sum = 1;
+        for (size_t k = 0; k < coupled.size(); ++k) {
+            const double value = widen(row[coupled[k]]);
+            sum += strengths[k] * value * value;
+        }
+        return 1 / std::sqrt(sum);
     }
 };
 
@@ -122,9 +141,11 @@ enum class Outputs { Own, SameOrder, Crossed };
 // kernel may touch, `offset` elements after an aligned place, so that the sanitizer sees a step too far on
 // either side.
 template <class T>
-void check_call(const KernelTable& table, Function function, bool skip, size_t channels, size_t rows,
+void check_call(const KernelTable& table, Function function, Form form, size_t channels, size_t rows,
                 size_t offset, bool shared, Outputs outputs, bool stream, std::mt19937& random) {
-    const Parameters<T> parameters(channels, shared, random);
+    constexpr size_t coupled_counts[] = {1, 3, 4, 5, 32, 100};
+    const bool skip = form.skip;
+    const Parameters<T> parameters(channels, shared, random, form.coupled ? coupled_counts[random() % 6] : 0);
     const size_t elements = channels * rows;
     std::normal_distribution<double> normal(0, 3);
     const auto buffer = [&] {
@@ -149,25 +170,27 @@ void check_call(const KernelTable& table, Function function, bool skip, size_t c
     const PreparedChannels prepared(function, type_of<T>(), parameters.raw(function), channels);
     const Tensors tensors{x.get() + offset, skip ? s.get() + offset : nullptr, y, skip ? residual : nullptr,
                           stream};
-    const Kernel kernel = table.kernels[int(function)][int(type_of<T>())][skip];
-    const size_t middle = elements / 3;  // two pieces, the second beginning inside a row
+    const Kernel kernel = table.kernels[int(function)][int(type_of<T>())][skip][form.coupled];
+    // Two pieces, the second beginning inside a row where it may.
+    const size_t middle = form.coupled ? rows / 3 * channels : elements / 3;
     kernel(tensors, prepared.get(), 0, middle);
     kernel(tensors, prepared.get(), middle, elements);
 
-    for (size_t i = 0; i < elements; ++i) {
-        T value = x_before[i];
-        if (skip) {
-            value = rounded<T>(widen(x_before[i]) + widen(s_before[i]));
-            if (std::memcmp(&value, &residual[i], sizeof(T))) {
-                return fail(table, function, type_of<T>(), "residual differs at " + std::to_string(i));
-            }
+    std::vector<T> values = x_before;
+    for (size_t i = 0; skip && i < elements; ++i) {
+        values[i] = rounded<T>(widen(x_before[i]) + widen(s_before[i]));
+        if (std::memcmp(&values[i], &residual[i], sizeof(T))) {
+            return fail(table, function, type_of<T>(), "residual differs at " + std::to_string(i));
         }
+    }
+    for (size_t i = 0; i < elements; ++i) {
         const size_t c = i % channels, p = shared ? 0 : c;
-        const double f = exact(function, widen(value), parameters.first[p], parameters.second[p]);
+        const double value = parameters.gain(&values[i - c]) * widen(values[i]);
+        const double f = exact(function, value, parameters.first[p], parameters.second[p]);
         const double weight = widen(parameters.weight[c]);
-        const double argument = std::fabs(weight) * (std::fabs(parameters.first[p] * double(widen(value))) +
-                                                     std::fabs(parameters.second[p]));
-        if (!close(y[i], weight * f, widen(parameters.bias[c]), argument)) {
+        const double argument =
+            std::fabs(weight) * (std::fabs(parameters.first[p] * value) + std::fabs(parameters.second[p]));
+        if (!close(y[i], weight * f, widen(parameters.bias[c]), argument, form.coupled)) {
             return fail(table, function, type_of<T>(),
                         "channels " + std::to_string(channels) + ", element " + std::to_string(i) + ": " +
                             std::to_string(double(widen(y[i]))));
@@ -178,11 +201,11 @@ void check_call(const KernelTable& table, Function function, bool skip, size_t c
 template <class T>
 void check_calls(const KernelTable& table, std::mt19937& random) {
     for (int function = 0; function < kFunctions; ++function) {
-        for (const bool skip : {false, true}) {
+        for (const Form form : kForms) {
             for (const size_t channels : {1, 2, 3, 5, 8, 15, 16, 17, 31, 33, 64, 100, 768}) {
                 for (const size_t offset : {0, 1, 3}) {
                     for (const auto outputs : {Outputs::Own, Outputs::SameOrder, Outputs::Crossed}) {
-                        check_call<T>(table, Function(function), skip, channels, 1 + random() % 9, offset,
+                        check_call<T>(table, Function(function), form, channels, 1 + random() % 9, offset,
                                       random() % 2, outputs, random() % 2, random);
                     }
                 }
@@ -211,8 +234,8 @@ void check_beyond_32_bits(const KernelTable& table) {
     const Parameters<Half> parameters(channels, false, random);
     const PreparedChannels prepared(Function::DyT, Type::Half, parameters.raw(Function::DyT), channels);
     for (size_t i = begin; i < elements; ++i) x[i] = rounded<Half>(double(i % 97) / 30 - 1.6);
-    table.kernels[int(Function::DyT)][int(Type::Half)][0]({x, nullptr, y, nullptr, false}, prepared.get(),
-                                                          begin, elements);
+    table.kernels[int(Function::DyT)][int(Type::Half)][0][0]({x, nullptr, y, nullptr, false}, prepared.get(),
+                                                             begin, elements);
     for (size_t i = begin; i < elements; ++i) {
         const size_t c = i % channels;
         const double f = exact(Function::DyT, widen(x[i]), parameters.first[c], 0);
@@ -237,7 +260,7 @@ void check_all_values(const KernelTable& table) {
             const RawParameters raw{weight.data(), bias.data(), &first, shift != 0 ? &shift : nullptr, 1, 1};
             const PreparedChannels prepared(Function(function), type_of<T>(), raw, 1);
             const Tensors tensors{x.data(), nullptr, y.data(), nullptr, false};
-            table.kernels[function][int(type_of<T>())][0](tensors, prepared.get(), 0, x.size());
+            table.kernels[function][int(type_of<T>())][0][0](tensors, prepared.get(), 0, x.size());
             for (size_t i = 0; i < x.size(); ++i) {
                 if (!close(y[i], exact(Function(function), widen(x[i]), first, shift), 0, 0)) {
                     return fail(table, Function(function), type_of<T>(), "value " + std::to_string(i));
@@ -282,7 +305,7 @@ void sweep(Function function, uint64_t step, bool extreme) {
         }
         for (size_t t = 0; t < tables.size(); ++t) {
             const Tensors tensors{x.data(), nullptr, y.data(), nullptr, false};
-            tables[t]->kernels[int(function)][int(Type::Float)][0](tensors, prepared.get(), 0, channels);
+            tables[t]->kernels[int(function)][int(Type::Float)][0][0](tensors, prepared.get(), 0, channels);
             for (size_t c = 0; c < channels; ++c) {
                 if (!close(y[c], wanted[c], 0, 0)) {
                     char text[120];
