@@ -14,6 +14,7 @@ from models.planted.build import MASSIVE, build
 from tests.shipped import FOLDER, MODEL, NORMS, TEXT
 
 SAMPLES = 24
+TOKENIZER = FOLDER / "tokenizer.json"
 
 
 @pytest.fixture(scope="module")
@@ -25,14 +26,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def converted(model: Path, output: Path, **knobs: object) -> Report:
     return convert_model(
-        model,
-        output=output,
-        data=TEXT,
-        tokenizer=FOLDER / "tokenizer.json",
-        samples=SAMPLES,
-        method="fit",
-        time=False,
-        **knobs,
+        model, output=output, data=TEXT, tokenizer=TOKENIZER, samples=SAMPLES, method="fit", time=False, **knobs
     )
 
 

@@ -15,24 +15,21 @@ from dynorm_onnx.calibration.rows import Rows
 from dynorm_onnx.functions import Coupling, Function
 from dynorm_onnx.functions.coupling import applied
 
-STEEPER = 3.0
-"""Steepness of a function of single channels, relative to that of least squared error. A norm takes no notice of its
-input's length; a function of single channels does, the less the more it saturates. Least squares sees one norm at a
-time and chooses nearly straight lines, through which an error in length runs on and grows from layer to layer
-(docs/quality.md has the measurements)."""
+STEEPEST = 3.0
+STEEPER_BY_ERROR = 8.0
+"""How much steeper than least squares asks a function is made: by 1 + STEEPER_BY_ERROR e, at most by STEEPEST, where e
+is the relative error to which the coupled channels tell a held-out token's S (without any, how much S varies).
 
-STEEPER_COUPLED = 1.0
-"""Where channels are coupled the gain takes the length out, and least squares is right."""
+A norm takes no notice of its input's length; a function of single channels does, the less the more it saturates. Least
+squares sees one norm at a time and chooses nearly straight lines, through which an error in length runs on and grows
+from layer to layer. What a gain takes out of the lengths needs no saturation (docs/quality.md)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Leeway:
-    """What the fit of one norm may do: couple at most so many channels, and make the function so much steeper than
-    least squares asks (None: STEEPER, or STEEPER_COUPLED where channels are coupled).
-    """
+    """What the fit of one norm may do: couple at most so many channels."""
 
     most_coupled: int = 0
-    steeper: float | None = None
 
 
 def fit_rows(
@@ -43,8 +40,7 @@ def fit_rows(
     coupling = chosen.coupling
     extent = functools.reduce(Range.merge, (Range.of(rows.x) for rows in _gained(coupling, batches, held_out=False)))
     moments = _moments(_gained(coupling, batches, held_out=False), extent)
-    steeper = leeway.steeper or (STEEPER if coupling is None else STEEPER_COUPLED)
-    found = fit(function, moments, extent, steeper)
+    found = fit(function, moments, extent, min(1 + STEEPER_BY_ERROR * chosen.ordinary_error, STEEPEST))
     others = _moments(_gained(coupling, batches, held_out=True), extent)
     return dataclasses.replace(
         found,
