@@ -12,18 +12,23 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from dynorm_onnx.functions import DOMAIN, REGISTRY, NormParameters
+from dynorm_onnx.functions import Coupling, NormParameters
+from dynorm_onnx.functions.coupling import INPUTS
 from dynorm_onnx.graph.linear import find_linear_layers
 from dynorm_onnx.graph.lower import LoweredNorm
 from dynorm_onnx.pytorch.distil.basis import learn_bases, usable_bases
+from dynorm_onnx.pytorch.distil.fading import without_zeros
 from dynorm_onnx.pytorch.distil.hidden import with_hidden_outputs
 from dynorm_onnx.pytorch.distil.teacher import session_teacher
 from dynorm_onnx.pytorch.distil.trainer import Distillation, StepProgress, distil
 from dynorm_onnx.pytorch.graph import GraphModule
+from dynorm_onnx.pytorch.graph.functions import function_inputs
 from dynorm_onnx.pytorch.graph.tensors import array_to_torch
 from dynorm_onnx.runtime.arrays import Feeds
 
 log = logging.getLogger(__name__)
+
+CHANNELS, COUPLING = INPUTS
 
 TOKENS_PER_STEP = 2048
 """Of this size batches are made for training: smaller ones lead further on the same text, but take longer for it."""
@@ -98,17 +103,8 @@ def distil_model(
         progress=progress,
     )
     inside = {name for named in names.values() for name in named.values()}
-    arrays = student.wide_initializers(inside)
-    parameters = {
-        node: NormParameters(
-            arrays[named["weight"]],
-            arrays[named["bias"]],
-            {name: arrays[value] for name, value in named.items() if name not in ("weight", "bias")},
-        )
-        for node, named in names.items()
-    }
     others = [name for name in student.changed() if name not in inside] if train == "all" else []
-    return Distilled(run, parameters, student.initializers(others))
+    return Distilled(run, trained_functions(student, converted.graph), student.initializers(others))
 
 
 def step_sized(batches: Sequence[Feeds], seed: int) -> list[Feeds]:
@@ -149,16 +145,27 @@ def hidden_bytes(model: ir.Model, names: Sequence[str], data: Sequence[Mapping[s
 
 
 def function_initializers(graph: ir.Graph) -> dict[str, dict[str, str]]:
-    """By node: its initializers, by what they are to the function."""
-    found: dict[str, dict[str, str]] = {}
-    for node in graph:
-        if node.domain != DOMAIN:
-            continue
-        for function in REGISTRY.values():
-            if node.op_type in (function.op_type, function.skip_op_type):
-                first = 1 if node.op_type == function.op_type else 2
-                roles = ("weight", "bias", *function.parameter_names)
-                found[str(node.name)] = {
-                    role: str(value.name) for role, value in zip(roles, node.inputs[first:], strict=True) if value
-                }
+    """By node: its initializers, by what they are to the function; "channels" and "coupling" in the coupled forms."""
+    return {
+        str(node.name): {role: str(value.name) for role, value in inputs.items()}
+        for node in graph
+        if (inputs := function_inputs(node))
+    }
+
+
+def trained_functions(student: GraphModule, graph: ir.Graph) -> dict[str, NormParameters]:
+    """The parameters of our functions in `graph` as they are in the student made from it, by the node's name.
+
+    Coupled channels whose strength has come to zero are left out.
+    """
+    found = {}
+    for node, named in function_initializers(graph).items():
+        arrays = student.wide_initializers([name for role, name in named.items() if role != CHANNELS])
+        values = {role: arrays[name] for role, name in named.items() if role != CHANNELS}
+        coupling = None
+        if CHANNELS in named:
+            constant = graph.initializers[named[CHANNELS]].const_value
+            assert constant is not None
+            coupling = without_zeros(Coupling(constant.numpy(), values.pop(COUPLING)))
+        found[node] = NormParameters(values.pop("weight"), values.pop("bias"), values, coupling)
     return found
