@@ -74,6 +74,8 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument("--max-length", type=int, default=defaults["max_length"], help="tokens a sample (%(default)s)")
     data.add_argument("--method", choices=METHODS, default=defaults["method"], help="how (%(default)s)")
     data.add_argument("--steps", type=int, default=defaults["steps"], help="to distil, of 2,048 tokens (%(default)s)")
+    first = "before, of each block by itself (%(default)s)"
+    data.add_argument("--block-steps", type=int, default=defaults["block_steps"], metavar="N", help=first)
     rate = "of distil, relative to each weight's root mean square (%(default)s)"
     data.add_argument("--learning-rate", type=float, default=defaults["learning_rate"], metavar="X", help=rate)
     data.add_argument("--train", choices=TRAIN, default=defaults["train"], help="what to distil (%(default)s)")

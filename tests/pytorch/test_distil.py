@@ -237,13 +237,13 @@ def fitted(tmp_path: Path) -> tuple[ir.Model, ir.Model]:
 def test_linear_layers_of_a_file_become_outputs_of_both(fitted: tuple[ir.Model, ir.Model]) -> None:
     original, converted = fitted
     both = with_hidden_outputs(original, converted)
-    assert len(both[2]) == 4 * 7 and "logits" not in both[2]  # q, k, v, o, gate, up, down
+    assert len(both.names) == 4 * 7 and "logits" not in both.names  # q, k, v, o, gate, up, down
     assert len(original.graph.outputs) == len(converted.graph.outputs) == 1
     feeds = {"input_ids": np.random.default_rng(0).integers(0, 256, (2, 9))}
-    before, after = (run(make_session(model), feeds) for model in both[:2])
-    assert set(before) == set(after) == {"logits", *both[2]}
-    graph = GraphModule(both[1])(input_ids=torch.from_numpy(feeds["input_ids"]))
-    for name in both[2]:
+    before, after = (run(make_session(model), feeds) for model in (both.original, both.converted))
+    assert set(before) == set(after) == {"logits", *both.names}
+    graph = GraphModule(both.converted)(input_ids=torch.from_numpy(feeds["input_ids"]))
+    for name in both.names:
         assert relative_error(graph[name].detach().numpy(), after[name]) < TOLERANCE["float32"]
         assert relative_error(after[name], before[name]) > 1e-3
 
@@ -256,7 +256,7 @@ def test_a_basis_begins_as_none_and_is_learned_with_the_weights(fitted: tuple[ir
     bases = usable_bases(original.graph, norms)
     assert [basis.channels for basis in bases] == [160]
     assert usable_bases(original.graph, norms[1:]) == (), "a norm that was kept reads the stream too"
-    compared = with_hidden_outputs(original, converted, leave=bases[0].writers)[2]
+    compared = with_hidden_outputs(original, converted, leave=bases[0].writers).names
     assert len(compared) == 4 * 5, "what writes into the stream has another basis in both"
     student, plain = GraphModule(converted, float_type=torch.float32), GraphModule(converted, float_type=torch.float32)
     learn_bases(student, bases, function_initializers(converted.graph))

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from dynorm_onnx.errors import DataError, ModelError
 from dynorm_onnx.graph.model_io import clone
 from dynorm_onnx.pytorch.graph.basis import GraphBasis
+from dynorm_onnx.pytorch.graph.blocks import Block, blocks
 from dynorm_onnx.pytorch.graph.functions import FunctionStep, function_steps, separate_sums
 from dynorm_onnx.pytorch.graph.operators import OPERATORS
 from dynorm_onnx.pytorch.graph.program import Step, Values, compile_graph
@@ -144,6 +145,21 @@ class GraphModule(nn.Module):
         self.tail.program.run(local)
         logits: torch.Tensor = local[self.tail.output]
         return logits
+
+    def blocks(self, borders: Collection[str]) -> tuple[Block, ...]:
+        """The graph in blocks that end at values of these names."""
+        return blocks(self.program, self._segments, self._weights, borders)
+
+    def run_until(self, values: Mapping[str, Any], start: int, stop: int) -> Values:
+        """What steps from `start` to before `stop` make of what was left before them, as far as later steps read it."""
+        local = {**self.program.constants, **self._values(), **{n: self._as_float_type(v) for n, v in values.items()}}
+        self.program.run(local, start, stop)
+        later = {name for step in self.program.steps[stop:] for name in step.reads}
+        return {name: local[name] for name in later if name in local and name not in self._keys}
+
+    def place_of(self, value: str) -> int:
+        """The place behind the step that makes a value. Raises StopIteration where none does."""
+        return next(place for place, step in enumerate(self.program.steps, 1) if value in step.outputs)
 
     def functions(self) -> tuple[FunctionStep, ...]:
         """The functions that stand in for norms."""
