@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     options = vars(_parser().parse_args(arguments))
     as_json, verbosity, quiet = options.pop("json"), options.pop("verbose"), options.pop("quiet")
+    if int(os.environ.get("RANK", "0")) > 0:
+        return _help_to_distil(options)
     errors = Console(stderr=True)
     _log_to(errors, verbosity, quiet)
     try:
@@ -54,6 +57,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print_report(report, console)
         if options["report"] is not None:
             console.print(f"page: [bold]{options['report']}[/bold]")
+    return 0
+
+
+def _help_to_distil(options: dict[str, Any]) -> int:
+    """What a process of torchrun does that is not the first: its share of the distillation, and nothing else."""
+    if options["method"] != "distil":
+        return 0
+    checkpoint = ConvertConfig.of(**options).checkpoint_path
+    with tempfile.TemporaryDirectory() as folder:
+        unseen = {"output": Path(folder) / "unseen.onnx", "checkpoint": checkpoint, "report": None, "time": False}
+        try:
+            convert_model(options.pop("model"), **{**options, **unseen})
+        except DynormError as error:
+            return error.exit_code  # the first process meets it too, and tells
     return 0
 
 

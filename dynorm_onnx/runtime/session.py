@@ -48,6 +48,7 @@ def make_session(
     kernels: bool | None = None,
     threads: int | None = None,
     spinning: bool = True,
+    arena: bool = True,
     log_severity: int = _ERROR,
     provider_options: Mapping[str, str] | None = None,
 ) -> Any:
@@ -62,6 +63,8 @@ def make_session(
         threads: threads within an operator; None leaves the choice to ONNX Runtime.
         spinning: whether its threads keep their processors busy while they wait for the next operator, which is what
             ONNX Runtime does by itself. Not for a session whose runs take turns with other work on the processor.
+        arena: whether what a run took of the processor's memory is kept for the next run. ONNX Runtime then holds up to
+            several times what it needs at once.
         log_severity: the least severity that ONNX Runtime itself writes to stderr (2 warnings, 3 errors).
         provider_options: options of the provider, as ONNX Runtime names them ({"use_tf32": "0"}).
 
@@ -77,6 +80,7 @@ def make_session(
     options.log_severity_level = log_severity
     options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, _LEVELS[optimization])
     options.add_session_config_entry(*RECORD_PLACEMENT)
+    options.enable_cpu_mem_arena = options.enable_mem_pattern = arena
     if threads is not None:
         options.intra_op_num_threads = threads
     if not spinning:

@@ -94,6 +94,7 @@ def distil_model(
     coupled: int | None = None,
     block_steps: int = 0,
     block_progress: Callable[[BlockProgress], None] = lambda told: None,
+    precision: str = "auto",
 ) -> Distilled:
     """Train a model whose norms are `dynorm` nodes towards its original.
 
@@ -105,7 +106,7 @@ def distil_model(
         batches: feeds of both; a step takes about TOKENS_PER_STEP tokens of them.
         open_model: makes a session of ONNX Runtime.
         logits: the name of the output of logits, if there is one.
-        steps, learning_rate, train, checkpoint, seed, coupled, progress: as distil() has them.
+        steps, learning_rate, train, checkpoint, seed, coupled, precision, progress: as distil() has them.
         block_steps: how many steps every block is trained by itself before (blocks.py); not again where a checkpoint
             is there.
         block_progress: called after each block.
@@ -115,34 +116,37 @@ def distil_model(
     data = [{name: array_to_torch(array) for name, array in feeds.items()} for feeds in step_sized(batches, seed)]
     bases = usable_bases(original.graph, norms) if train == "all" else ()
     writers = {name for basis in bases for name in basis.writers}  # what they give has another basis in both
-    compared, data = _compared(original, converted, writers, data, seed)
-    student, teacher, head = _student(compared, logits, data)
-    student.checkpointing = student.activation_bytes(data[0]) > CHECKPOINTING_ABOVE if data else False
-    blocks: tuple[BlockRun, ...] = ()
-    if block_steps and not (checkpoint is not None and checkpoint.exists()):
-        device = best_device()
-        how = Blockwise(block_steps, learning_rate, NORM_RATE * learning_rate, train, precision_on(device), seed)
-        source = GraphModule(original, float_type=torch.float32).to(device)
-        with processes_joined(device):
+    with processes_joined(best_device()):
+        compared, data = _compared(original, converted, writers, data, seed)
+        student, teacher, head = _student(compared, logits, data)
+        student.checkpointing = student.activation_bytes(data[0]) > CHECKPOINTING_ABOVE if data else False
+        blocks: tuple[BlockRun, ...] = ()
+        if block_steps and not (checkpoint is not None and checkpoint.exists()):
+            device = best_device()
+            how = Blockwise(
+                block_steps, learning_rate, NORM_RATE * learning_rate, train, precision_on(device, precision), seed
+            )
+            source = GraphModule(original, float_type=torch.float32).to(device)
             blocks = train_blocks(student.to(device), source, data, how, block_progress)
-        del source
-    names = function_initializers(converted.graph)
-    learn_bases(student, bases, names)
-    run = distil(
-        student,
-        session_teacher(open_model(teacher)),
-        data,
-        steps=steps,
-        learning_rate=learning_rate,
-        train=train,
-        logits=logits,
-        hidden_outputs=compared.names,
-        checkpoint=checkpoint,
-        seed=seed,
-        coupled=coupled,
-        head=head,
-        progress=progress,
-    )
+            del source
+        names = function_initializers(converted.graph)
+        learn_bases(student, bases, names)
+        run = distil(
+            student,
+            session_teacher(open_model(teacher)),
+            data,
+            steps=steps,
+            learning_rate=learning_rate,
+            train=train,
+            logits=logits,
+            hidden_outputs=compared.names,
+            checkpoint=checkpoint,
+            seed=seed,
+            coupled=coupled,
+            precision=precision,
+            head=head,
+            progress=progress,
+        )
     inside = {name for named in names.values() for name in named.values()}
     others = [name for name in student.changed() if name not in inside] if train == "all" else []
     return Distilled(run, trained_functions(student, converted.graph), student.initializers(others), blocks)

@@ -50,9 +50,13 @@ def summed(values: Tensor) -> Tensor:
 
 def share_first(tensors: Iterable[Tensor]) -> None:
     """Gives all processes what the first one has."""
-    if world() > 1:
+    if world() == 1:
+        return
+    with torch.no_grad():
         for tensor in tensors:
-            distributed.broadcast(tensor.detach(), 0)
+            whole = tensor.detach().contiguous()
+            distributed.broadcast(whole, 0)
+            tensor.copy_(whole)
 
 
 def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -153,15 +154,18 @@ def distil(
         raise UsageError(f"coupled must be 0 or more, not {coupled}")
     device = torch.device(device) if device is not None else best_device()
     precision = precision_on(device, precision)
-    streams: tuple[ModuleStream, ...] = ()
-    if train == "all" and not order and not isinstance(student, GraphModule):
-        example = moved(data[0], next(student.parameters()).device)
-        streams = usable_streams(student, lambda model: called(model, example))
-    with processes_joined(device), bases_learned(student, teacher, streams):
-        leave = frozenset(path for stream in streams for path in stream.writers)
-        run = _Run(student, teacher, data, steps, train, learning_rate, norm_learning_rate, logits, hidden,
-                   hidden_outputs, leave, order, checkpoint, precision, device, seed, coupled, head)  # fmt: skip
-        return run.go(progress or (lambda told: None))
+    with processes_joined(device):
+        student.to(device)
+        share_first([*student.parameters(), *student.buffers()])  # before anything is decided by them
+        streams: tuple[ModuleStream, ...] = ()
+        if train == "all" and not order and not isinstance(student, GraphModule):
+            example = moved(data[0], next(student.parameters()).device)
+            streams = usable_streams(student, lambda model: called(model, example))
+        with bases_learned(student, teacher, streams):
+            leave = frozenset(path for stream in streams for path in stream.writers)
+            run = _Run(student, teacher, data, steps, train, learning_rate, norm_learning_rate, logits, hidden,
+                       hidden_outputs, leave, order, checkpoint, precision, device, seed, coupled, head)  # fmt: skip
+            return run.go(progress or (lambda told: None))
 
 
 class _Run:
@@ -174,8 +178,7 @@ class _Run:
         device: torch.device, seed: int, coupled: int | None, head: ChunkedKL | None,
     ) -> None:  # fmt: skip
         self.device, self.precision = device, precision
-        self.student = student.to(self.device)
-        share_first([*student.parameters(), *student.buffers()])
+        self.student = student
         if isinstance(teacher, nn.Module):
             teacher = teacher.to(self.device).eval()
         self.gradual = Gradual(student, _as_module(teacher), order, steps) if order else None
@@ -346,8 +349,10 @@ def _as_module(teacher: Callable[..., Any]) -> nn.Module:
 
 
 def best_device() -> torch.device:
-    """CUDA where it is."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """CUDA where it is; of several GPUs that of this process, as torchrun counts them."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def precision_on(device: torch.device, asked: str = "auto") -> str:
