@@ -65,8 +65,8 @@ def distilled(models: Models) -> list[float]:
         return open_model(model, spinning=False, arena=False)
 
     done = distil_model(
-        original, converted, norms, [{"input_ids": IDS}], open_model=frugal, steps=6, learning_rate=0.003, train="all", logits="logits", checkpoint=None, seed=0,
-        progress=lambda told: None, precision="float32",
+        original, converted, norms, [{"input_ids": IDS}], open_model=frugal, steps=6, learning_rate=0.003, train="all",
+        logits="logits", checkpoint=None, seed=0, progress=lambda told: None, precision="float32",
     )  # fmt: skip
     return [loss for _, loss in done.run.losses]
 
