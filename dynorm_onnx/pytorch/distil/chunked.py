@@ -16,7 +16,7 @@ from torch import Tensor
 from dynorm_onnx.pytorch.distil.losses import Outputs, Term
 from dynorm_onnx.pytorch.graph import GraphModule
 
-CHUNK_BYTES = 32 << 20
+CHUNK_BYTES = 64 << 20
 """Of float32 logits that are there at a time, of one model."""
 
 Head = Callable[[Tensor], Tensor]
