@@ -22,7 +22,7 @@ BETAS = (0.9, 0.98)
 MATRIX_MOMENTUM = 0.95
 MATRIX_RATE = 2.0  # of Muon, over AdamW's
 LEAST_SIZE = 0.02  # what a parameter near zero counts as
-OVER_MEDIAN = 1.5  # a normal distribution's root mean square, over the median of its sizes
+OVER_MEDIAN = 20.0  # what a vector's root mean square counts as at most, over the median of its entries
 BASIS_SIZE = 0.5  # what the entries of a basis, the identity at first, count as
 
 

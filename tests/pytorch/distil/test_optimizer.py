@@ -59,6 +59,8 @@ def test_a_few_huge_weights_of_a_vector_do_not_speed_up_all_others() -> None:
     with torch.no_grad():
         module["norm"].weight.copy_(0.2 * torch.randn(64, generator=torch.Generator().manual_seed(0)))
         usual = {t.name: t.size for t in trained_parameters(module, "norms")}["norm.weight"]
+        median = float(module["norm"].weight.abs().median())
         module["norm"].weight[5] = 1e6
     assert usual == pytest.approx(0.2, rel=0.2)
-    assert {t.name: t.size for t in trained_parameters(module, "norms")}["norm.weight"] == pytest.approx(usual, rel=0.2)
+    found = {t.name: t.size for t in trained_parameters(module, "norms")}["norm.weight"]
+    assert found == pytest.approx(20 * median, rel=0.1)
