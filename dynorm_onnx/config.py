@@ -35,6 +35,7 @@ class ConvertConfig:
     steps: int = 600  # batches of about 2,048 tokens that "distil" trains on
     learning_rate: float = 0.003  # of "distil", relative to each weight's root mean square
     train: str = "all"  # what it trains: "norms", the parameters of the functions, or "all" weights
+    block_steps: int = 0  # that it trains each block by itself before
     checkpoint: Path | None = None  # of an interrupted "distil"; default: OUTPUT.distil.pt
     only: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()
@@ -59,6 +60,7 @@ class ConvertConfig:
         _at_least("--steps", self.steps, 1)
         if self.coupled is not None:
             _at_least("--coupled", self.coupled, 0)
+        _at_least("--block-steps", self.block_steps, 0)
         check_choice("--train", self.train, TRAIN)
         if self.report is not None and self.report.absolute() in (self.model.absolute(), self.output_path.absolute()):
             raise UsageError(f"--report {self.report} is the file of a model; name another")

@@ -12,8 +12,10 @@ import json
 import logging
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.logging import RichHandler
@@ -31,6 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     use_safe_streams()
     options = vars(_parser().parse_args(arguments))
     as_json, verbosity, quiet = options.pop("json"), options.pop("verbose"), options.pop("quiet")
+    if int(os.environ.get("RANK", "0")) > 0:
+        return _help_to_distil(options)
     errors = Console(stderr=True)
     _log_to(errors, verbosity, quiet)
     told: list[str] = []
@@ -76,6 +80,20 @@ def _write(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it exits
 
 
+def _help_to_distil(options: dict[str, Any]) -> int:
+    """What a process of torchrun does that is not the first: its share of the distillation, and nothing else."""
+    if options["method"] != "distil":
+        return 0
+    checkpoint = ConvertConfig.of(**options).checkpoint_path
+    with tempfile.TemporaryDirectory() as folder:
+        unseen = {"output": Path(folder) / "unseen.onnx", "checkpoint": checkpoint, "report": None, "time": False}
+        try:
+            convert_model(options.pop("model"), **{**options, **unseen})
+        except DynormError as error:
+            return error.exit_code  # the first process meets it too, and tells
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     defaults = {name: field.default for name, field in ConvertConfig.__dataclass_fields__.items()}
     parser = argparse.ArgumentParser(
@@ -99,6 +117,8 @@ def _parser() -> argparse.ArgumentParser:
         help="channels of each norm that stay in its sum, at most; auto: 32 where tokens are massive, else 0 (auto)",
     )
     data.add_argument("--steps", type=int, default=defaults["steps"], help="to distil, of 2,048 tokens (%(default)s)")
+    first = "before, of each block by itself (%(default)s)"
+    data.add_argument("--block-steps", type=int, default=defaults["block_steps"], metavar="N", help=first)
     rate = "of distil, relative to each weight's root mean square (%(default)s)"
     data.add_argument("--learning-rate", type=float, default=defaults["learning_rate"], metavar="X", help=rate)
     data.add_argument("--train", choices=TRAIN, default=defaults["train"], help="what to distil (%(default)s)")

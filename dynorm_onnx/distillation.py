@@ -72,14 +72,18 @@ def distil_calibrated(
     checkpoint: Path | None,
     seed: int,
     progress: Callable[[int, int], None],
+    coupled: int | None = None,
+    block_steps: int = 0,
 ) -> tuple[Calibrated, dict[str, Any]]:
     """What training makes of `converted`, the model that `calibrated` gave: (Calibrated, JSON object of the run).
 
-    `original` is the lowered model. Raises ModelError for an operator that cannot run in PyTorch,
-    and what the training itself raises.
+    `original` is the lowered model. `coupled` is how many coupled channels each function keeps, others fade while the
+    model is trained; None leaves all. `block_steps` is how many steps each block is trained by itself before.
+
+    Raises ModelError for an operator that cannot run in PyTorch, and what the training itself raises.
     """
     require_torch()
-    from dynorm_onnx.pytorch.distil import StepProgress, distil_model
+    from dynorm_onnx.pytorch.distil import BlockProgress, StepProgress, distil_model
 
     last_line = time.monotonic()
 
@@ -88,7 +92,13 @@ def distil_calibrated(
         progress(told.step, told.steps)
         if time.monotonic() - last_line > _TELL_EVERY or told.step in (1, told.steps):
             last_line = time.monotonic()
-            log.info("distil %d of %d: loss %.4f, %.0f s left", told.step, told.steps, told.loss, told.seconds_left)
+            line = "distil %d of %d: loss %.4f, %.0f tokens a second, %.0f s left"
+            log.info(line, told.step, told.steps, told.loss, told.tokens_per_second, told.seconds_left)
+
+    def tell_block(told: BlockProgress) -> None:
+        progress(told.done, told.blocks)
+        line = "block %d of %d: relative squared error %.4g before, %.4g after, %.0f s left"
+        log.info(line, told.done, told.blocks, told.run.before, told.run.after, told.seconds_left)
 
     trained = distil_model(
         original,
@@ -96,7 +106,7 @@ def distil_calibrated(
         norms,
         data.calibration,
         # PyTorch needs the processors between its runs: with spinning threads beside it a step took 1.6 times as long
-        open_model=lambda model: open_model(model, provider=provider, spinning=False),
+        open_model=lambda model: open_model(model, provider=provider, spinning=False, arena=False),
         steps=steps,
         learning_rate=learning_rate,
         train=train,
@@ -104,10 +114,13 @@ def distil_calibrated(
         checkpoint=checkpoint,
         seed=seed,
         progress=tell,
+        coupled=coupled,
+        block_steps=block_steps,
+        block_progress=tell_block,
     )
     fits = dict(calibrated.fits)
     for norm in norms:
         parameters = trained.parameters[str(norm.node.name)]
         fits[norm.site_name] = dataclasses.replace(fits[norm.site_name], parameters=parameters)
     initializers = {**calibrated.initializers, **trained.initializers}
-    return dataclasses.replace(calibrated, fits=fits, initializers=initializers), trained.run.as_dict()
+    return dataclasses.replace(calibrated, fits=fits, initializers=initializers), trained.as_dict()

@@ -15,7 +15,7 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from torch import nn
 
 from dynorm_onnx.errors import UsageError
-from dynorm_onnx.functions import DOMAIN, DOMAIN_VERSION, FUNCTIONS, Form
+from dynorm_onnx.functions import DOMAIN, DOMAIN_VERSION, OPERATORS, Form
 from dynorm_onnx.graph import model_io
 from dynorm_onnx.graph.rewrite import add_body
 from dynorm_onnx.graph.unique_names import Names
@@ -93,11 +93,13 @@ class _Node(nn.Module):
 
     def __init__(self, name: str, module: ElementwiseNorm) -> None:
         super().__init__()
-        self.op_type = module.function.op_type
+        self.op_type = module.function.node_type(Form(coupled=module.coupled_channels is not None))
         self.path = name
         self.weight, self.bias = module.weight, module.bias
-        self.names = tuple(module.function.parameter_names)
-        for parameter, value in module.scalars().items():
+        values = [module.scalars()[parameter] for parameter in module.function.parameter_names]
+        values += [value for value in (module.coupled_channels, module.strengths()) if value is not None]
+        self.names = tuple(f"input{place}" for place in range(len(values)))
+        for parameter, value in zip(self.names, values, strict=True):
             self.register_buffer(parameter, value.detach().clone())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -129,7 +131,6 @@ def _check_opset(model: ir.Model, opset: int | None) -> None:
 
 def _finish(model: ir.Model) -> None:
     """Names and bodies for our nodes; what the exporter noted about this machine's files goes."""
-    types = {function.op_type: function for function in FUNCTIONS}
     names = Names.of(model)
     for node in model.graph.all_nodes():
         if node.domain != DOMAIN:
@@ -140,7 +141,8 @@ def _finish(model: ir.Model) -> None:
             y.name = names.unique(f"{node.name}.y")
         dtype = y.dtype
         assert dtype is not None
-        add_body(model, types[node.op_type], dtype, Form())
+        function, form = OPERATORS[node.op_type]
+        add_body(model, function, dtype, form)
     ClearMetadataAndDocStringPass()(model)
 
 

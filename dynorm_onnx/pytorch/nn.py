@@ -8,6 +8,9 @@ For x of shape [..., C] and any float type, with weight and bias [C] and the oth
 
 computed in float32 (in float64 for a float64 x) and rounded once, to the type of x. alpha, beta and shift
 stay float32 whatever the module is cast to: beta is as large as a squared norm, which float16 cannot hold.
+
+With a coupling (functions/coupling.py) x is multiplied before by the gain of its token, 1 / sqrt(1 + sum_j c_j x_j^2)
+over the coupled channels: the operators CoupledDyT, CoupledDyISRU, CoupledDerf.
 """
 
 from __future__ import annotations
@@ -20,7 +23,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from dynorm_onnx.functions import REGISTRY, Function, NormParameters
+from dynorm_onnx.errors import UsageError
+from dynorm_onnx.functions import REGISTRY, Coupling, Function, NormParameters
+from dynorm_onnx.functions.coupling import LARGEST
 from dynorm_onnx.functions.dyisru import LARGEST_FLOAT32
 
 M = TypeVar("M", bound="ElementwiseNorm")
@@ -39,6 +44,9 @@ class ElementwiseNorm(nn.Module):
         scalars: initial values of the stored parameters, by name.
         per_channel: whether those have shape [C] instead of [1]. It decides the shapes in the state dict:
             a module loads the state of one that was made with the same `per_channel`.
+        coupling: the channels that stay in the sum, k of them, if any. They add to the state coupled_channels, int64
+            [k], and log_coupling, float32 [k], the logarithms of their strengths: those are trained as alpha and beta
+            are, stay >= 0, and one of exactly 0, a logarithm of -inf, stays 0.
         device, dtype: of weight and bias; the others are float32 on the same device.
     """
 
@@ -47,6 +55,8 @@ class ElementwiseNorm(nn.Module):
 
     weight: nn.Parameter
     bias: nn.Parameter
+    coupled_channels: torch.Tensor | None
+    log_coupling: nn.Parameter | None
     eps = NO_EPSILON
 
     def __init__(
@@ -56,6 +66,7 @@ class ElementwiseNorm(nn.Module):
         weight: float,
         scalars: Mapping[str, float],
         per_channel: bool,
+        coupling: Coupling | None = None,
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -67,6 +78,7 @@ class ElementwiseNorm(nn.Module):
             setattr(self, name, nn.Parameter(torch.empty(channels, device=device, dtype=dtype)))
         for name in self.stored:
             setattr(self, name, nn.Parameter(torch.empty(size, device=device, dtype=torch.float32)))
+        self.couple(coupling)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -74,6 +86,45 @@ class ElementwiseNorm(nn.Module):
         with torch.no_grad():
             for name, value in self._initial.items():
                 getattr(self, name).fill_(value)
+        self._fill_coupling()
+
+    def couple(self, coupling: Coupling | None) -> None:
+        """Let these channels keep their place in the sum from now on, or none; all else stays as it is.
+
+        An optimiser must be made anew. Raises UsageError for channels that are not there, come twice or have a
+        strength that is no number from 0 on.
+        """
+        if coupling is not None:
+            _check(coupling, self.channels)
+        self._coupling = coupling
+        device = self.weight.device
+        self.register_buffer("coupled_channels", None)
+        self.register_parameter("log_coupling", None)
+        if coupling is not None:
+            size = len(coupling.channels)
+            self.coupled_channels = torch.empty(size, device=device, dtype=torch.int64)
+            self.log_coupling = nn.Parameter(torch.empty(size, device=device, dtype=torch.float32))
+            self._fill_coupling()
+
+    def strengths(self) -> torch.Tensor | None:
+        """Of the coupled channels, float32 [k]; None where there are none."""
+        return None if self.log_coupling is None else torch.exp(self.log_coupling)
+
+    @torch.no_grad()
+    def _fill_coupling(self) -> None:
+        if self._coupling is None or self.coupled_channels is None or self.log_coupling is None:
+            return
+        self.coupled_channels.copy_(torch.from_numpy(np.array(self._coupling.channels, np.int64)))
+        self.log_coupling.copy_(torch.from_numpy(_logarithm(self._coupling.strengths)))
+
+    def _gained(self, x: torch.Tensor) -> torch.Tensor:
+        """x times the gain of its token; x itself where no channel is coupled."""
+        strengths = self.strengths()
+        if strengths is None or self.coupled_channels is None:
+            return x
+        kept = x.index_select(-1, self.coupled_channels).clamp(-LARGEST, LARGEST)
+        # no product of matrices: autocast would round it
+        return x * torch.rsqrt(1 + (strengths.to(x.dtype) * kept.square()).sum(-1, keepdim=True))
 
     def core(self, x: torch.Tensor) -> torch.Tensor:
         """The function without weight and bias, in the type of x: float32 or float64."""
@@ -86,7 +137,7 @@ class ElementwiseNorm(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """y [..., C], of the type of x."""
         compute = torch.float64 if x.dtype == torch.float64 else torch.float32
-        y = self.weight.to(compute) * self.core(x.to(compute)) + self.bias.to(compute)
+        y = self.weight.to(compute) * self.core(self._gained(x.to(compute))) + self.bias.to(compute)
         return y.to(x.dtype)
 
     @classmethod
@@ -95,13 +146,26 @@ class ElementwiseNorm(nn.Module):
     ) -> M:
         """A module with parameters that were fitted elsewhere, as by the converter of ONNX files."""
         per_channel = any(np.size(value) > 1 for value in parameters.scalars.values())
-        module = cls(len(parameters.weight), per_channel=per_channel, device=device, dtype=dtype)  # type: ignore[call-arg]
+        construct: Callable[..., M] = cls
+        size = len(parameters.weight)
+        module = construct(size, per_channel=per_channel, coupling=parameters.coupling, device=device, dtype=dtype)
         module.load_parameters(parameters)
         return module
 
     @torch.no_grad()
     def load_parameters(self, parameters: NormParameters) -> None:
-        """Overwrite all parameters in place; those of shape [1] may fill ones of shape [C]."""
+        """Overwrite all parameters in place; those of shape [1] may fill ones of shape [C].
+
+        Raises UsageError where not as many channels are coupled as here: couple() changes that.
+        """
+        theirs = 0 if parameters.coupling is None else len(parameters.coupling.channels)
+        ours = 0 if self.coupled_channels is None else len(self.coupled_channels)
+        if theirs != ours:
+            raise UsageError(f"{type(self).__name__} couples {ours} channels, the parameters to load couple {theirs}")
+        if parameters.coupling is not None:
+            _check(parameters.coupling, self.channels)
+            self._coupling = parameters.coupling
+            self._fill_coupling()
         arrays = {"weight": parameters.weight, "bias": parameters.bias, **self._to_stored(parameters.scalars)}
         for name, array in arrays.items():
             getattr(self, name).copy_(torch.from_numpy(np.array(array, np.float64)))
@@ -113,14 +177,29 @@ class ElementwiseNorm(nn.Module):
             _numpy(self.weight),
             _numpy(self.bias),
             {name: _numpy(value) for name, value in self.scalars().items()},
+            self._current_coupling(),
         )
+
+    def _current_coupling(self) -> Coupling | None:
+        strengths = self.strengths()
+        if strengths is None or self.coupled_channels is None:
+            return None
+        return Coupling(self.coupled_channels.cpu().numpy().copy(), _numpy(strengths))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+        """As every module, and couples as many channels as the state does: a fit, not the caller, chose them."""
+        channels = state_dict.get(f"{prefix}coupled_channels")
+        if channels is not None and (self.coupled_channels is None or len(channels) != len(self.coupled_channels)):
+            self.couple(Coupling(np.arange(len(channels)), np.ones(len(channels))))
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
     def _to_stored(self, scalars: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {name: scalars[name] for name in self.stored}
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> ElementwiseNorm:
-        """Moves as every module does (.to, .half, .cuda, ...), but leaves `stored` in float32."""
-        kept = {id(tensor) for name in self.stored for tensor in (getattr(self, name), getattr(self, name).grad)}
+        """Moves as every module does (.to, .half, .cuda, ...), but leaves `stored` and log_coupling in float32."""
+        wide = [getattr(self, name) for name in (*self.stored, "log_coupling")]
+        kept = {id(tensor) for parameter in wide if parameter is not None for tensor in (parameter, parameter.grad)}
 
         def moved(tensor: torch.Tensor) -> torch.Tensor:
             result = fn(tensor)
@@ -134,7 +213,8 @@ class ElementwiseNorm(nn.Module):
     def extra_repr(self) -> str:
         """For print(model)."""
         shape = "per channel" if getattr(self, self.stored[0]).numel() > 1 else "one for all channels"
-        return f"{self.channels}, {' and '.join(self.function.parameter_names)} {shape}"
+        coupled = "" if self.coupled_channels is None else f", {len(self.coupled_channels)} coupled"
+        return f"{self.channels}, {' and '.join(self.function.parameter_names)} {shape}{coupled}"
 
 
 class DyT(ElementwiseNorm):
@@ -150,11 +230,18 @@ class DyT(ElementwiseNorm):
         *,
         alpha: float = 0.5,
         per_channel: bool = False,
+        coupling: Coupling | None = None,
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(
-            channels, weight=1.0, scalars={"alpha": alpha}, per_channel=per_channel, device=device, dtype=dtype
+            channels,
+            weight=1.0,
+            scalars={"alpha": alpha},
+            per_channel=per_channel,
+            coupling=coupling,
+            device=device,
+            dtype=dtype,
         )
 
     def core(self, x: torch.Tensor) -> torch.Tensor:
@@ -176,11 +263,20 @@ class Derf(ElementwiseNorm):
         alpha: float = 0.5,
         shift: float = 0.0,
         per_channel: bool = False,
+        coupling: Coupling | None = None,
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         scalars = {"alpha": alpha, "shift": shift}
-        super().__init__(channels, weight=1.0, scalars=scalars, per_channel=per_channel, device=device, dtype=dtype)
+        super().__init__(
+            channels,
+            weight=1.0,
+            scalars=scalars,
+            per_channel=per_channel,
+            coupling=coupling,
+            device=device,
+            dtype=dtype,
+        )
 
     def core(self, x: torch.Tensor) -> torch.Tensor:
         """erf(alpha x + shift)."""
@@ -207,6 +303,7 @@ class DyISRU(ElementwiseNorm):
         beta: float | None = None,
         weight: float | None = None,
         per_channel: bool = False,
+        coupling: Coupling | None = None,
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -215,6 +312,7 @@ class DyISRU(ElementwiseNorm):
             weight=math.sqrt(channels) if weight is None else weight,
             scalars={"log_beta": math.log(channels if beta is None else beta)},
             per_channel=per_channel,
+            coupling=coupling,
             device=device,
             dtype=dtype,
         )
@@ -235,6 +333,22 @@ class DyISRU(ElementwiseNorm):
 
 MODULES: dict[str, type[ElementwiseNorm]] = {module.function.name: module for module in (DyISRU, DyT, Derf)}
 """The modules by the names of `--to`."""
+
+
+def _check(coupling: Coupling, channels: int) -> None:
+    indices, strengths = np.asarray(coupling.channels), np.asarray(coupling.strengths)
+    if indices.ndim != 1 or indices.shape != strengths.shape or not indices.size:
+        raise UsageError(f"a coupling of {indices.shape} channels and {strengths.shape} strengths is not of k each")
+    if indices.min() < 0 or indices.max() >= channels or len(np.unique(indices)) < len(indices):
+        raise UsageError(f"the coupled channels {indices.tolist()} are not each one of {channels}, once")
+    if not (np.isfinite(strengths) & (strengths >= 0)).all():
+        raise UsageError(f"the coupling's strengths {strengths.tolist()} are not all numbers from 0 on")
+
+
+def _logarithm(strengths: np.ndarray) -> np.ndarray:
+    """-inf for 0."""
+    with np.errstate(divide="ignore"):
+        return np.log(np.asarray(strengths, np.float64))
 
 
 def _numpy(tensor: torch.Tensor) -> np.ndarray:

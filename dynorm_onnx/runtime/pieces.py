@@ -58,15 +58,16 @@ def open_model(
     provider: Provider = "cpu",
     limit: int = WHOLE_LIMIT,
     spinning: bool = True,
+    arena: bool = True,
 ) -> Any:
     """An InferenceSession of the model, or a PiecewiseModel where its weights are more than `limit` bytes.
 
-    `spinning` is make_session()'s. Raises what make_session() raises.
+    `spinning` and `arena` are make_session()'s. Raises what make_session() raises.
     """
     loaded = model if isinstance(model, ir.Model) else prepare(load(model))  # pieces need the types of values
     size = weight_bytes(loaded)
     if size <= limit:
-        return make_session(model, provider=provider, spinning=spinning)
+        return make_session(model, provider=provider, spinning=spinning, arena=arena)
     log.info("%d MiB of weights: the model is run piece by piece", size >> 20)
     return PiecewiseModel(loaded, provider=provider)
 

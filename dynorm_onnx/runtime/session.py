@@ -79,8 +79,8 @@ def make_session(
     options = ort.SessionOptions()
     options.log_severity_level = log_severity
     options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, _LEVELS[optimization])
-    options.enable_cpu_mem_arena = arena
     options.add_session_config_entry(*RECORD_PLACEMENT)
+    options.enable_cpu_mem_arena = options.enable_mem_pattern = arena
     if threads is not None:
         options.intra_op_num_threads = threads
     if not spinning:

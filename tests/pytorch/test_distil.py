@@ -31,7 +31,7 @@ from dynorm_onnx.pytorch.distil import distil  # noqa: E402
 from dynorm_onnx.pytorch.distil import trainer as trainer_module  # noqa: E402
 from dynorm_onnx.pytorch.distil.basis import learn_bases, usable_bases  # noqa: E402
 from dynorm_onnx.pytorch.distil.hidden import PREFIX, shared_layers, told, with_hidden_outputs  # noqa: E402
-from dynorm_onnx.pytorch.distil.losses import distance, hidden_error, kl, unlikeness  # noqa: E402
+from dynorm_onnx.pytorch.distil.losses import distance, hidden_error, kl, total, unlikeness  # noqa: E402
 from dynorm_onnx.pytorch.distil.onnx_file import function_initializers, step_sized  # noqa: E402
 from dynorm_onnx.pytorch.distil.optimizer import rate_at, trained_parameters  # noqa: E402
 from dynorm_onnx.pytorch.graph import GraphModule  # noqa: E402
@@ -85,7 +85,8 @@ def student_of(teacher: Tiny, batches: list[dict[str, torch.Tensor]]) -> Tiny:
 
 def kl_of(student: nn.Module, teacher: nn.Module, batches: list[dict[str, torch.Tensor]]) -> float:
     with torch.no_grad():
-        return float(np.mean([float(kl(student(**b)["logits"], teacher(**b)["logits"], None)) for b in batches]))
+        each = [total([kl(student(**b)["logits"], teacher(**b)["logits"], None)]) for b in batches]
+        return float(torch.stack(each).mean())
 
 
 @pytest.mark.parametrize(("train", "precision"), [("all", "float32"), ("norms", "float32"), ("all", "bfloat16")])
@@ -168,19 +169,23 @@ def test_padding_does_not_count() -> None:
     y, target = (torch.randn(2, 5, 7, generator=rng) for _ in range(2))
     mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
     other = torch.where(mask[..., None] == 1, y, 100.0)
-    for measure in (kl, unlikeness):
+
+    def kl_of_logits(*arguments: torch.Tensor | None) -> torch.Tensor:
+        return total([kl(*arguments)])
+
+    for measure in (kl_of_logits, lambda *arguments: total(unlikeness(*arguments))):
         assert torch.allclose(measure(y, target, mask), measure(other, target, mask))
         assert not torch.allclose(measure(y, target, None), measure(other, target, None))
-    alone = float(kl(y[:1, :3], target[:1, :3], None)) * 3 + float(kl(y[1:], target[1:], None)) * 5
-    assert float(kl(y, target, mask)) == pytest.approx(alone / 8, rel=1e-5)
+    alone = float(kl_of_logits(y[:1, :3], target[:1, :3], None)) * 3 + float(kl_of_logits(y[1:], target[1:], None)) * 5
+    assert float(kl_of_logits(y, target, mask)) == pytest.approx(alone / 8, rel=1e-5)
 
 
 def test_outputs_without_logits_are_compared_by_their_unlikeness() -> None:
     rng = torch.Generator().manual_seed(2)
     student, teacher = ({name: torch.randn(2, 5, 7, generator=rng) for name in ("first", "second")} for _ in range(2))
-    each = [unlikeness(student[name], teacher[name], None) for name in student]
-    assert torch.allclose(distance(student, teacher, None, None), torch.stack(each).mean())
-    assert float(distance(student, student, None, None)) == pytest.approx(0, abs=1e-6)
+    each = [total(unlikeness(student[name], teacher[name], None)) for name in student]
+    assert torch.allclose(total(distance(student, teacher, None, None)), torch.stack(each).mean())
+    assert float(total(distance(student, student, None, None))) == pytest.approx(0, abs=1e-6)
     with pytest.raises(DataError, match="no output in common"):
         distance({"other": student["first"]}, teacher, None, None)
 
@@ -191,15 +196,15 @@ def test_hidden_errors_are_relative_and_leave_padding_out() -> None:
     mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
     student = {"a": 1.5 * target, "b": target}
     teacher = {"a": target, "b": target}
-    assert float(hidden_error(student, teacher, ["a", "b"], None)) == pytest.approx(0.25 / 2)
+    assert float(total(hidden_error(student, teacher, ["a", "b"], None))) == pytest.approx(0.25 / 2)
     student["a"] = torch.where(mask[..., None, None] == 1, 1.5 * target, 1e3)
-    assert float(hidden_error(student, teacher, ["a"], mask)) == pytest.approx(0.25)
+    assert float(total(hidden_error(student, teacher, ["a"], mask))) == pytest.approx(0.25)
 
 
 def hidden_of(student: Tiny, teacher: Tiny, batch: dict[str, torch.Tensor]) -> float:
     names = [PREFIX + path for path in shared_layers(student, teacher)]
     with told(student, shared_layers(student, teacher)) as one, told(teacher, shared_layers(student, teacher)) as other:
-        return float(hidden_error(one(**batch), other(**batch), names, None).detach())
+        return float(total(hidden_error(one(**batch), other(**batch), names, None)).detach())
 
 
 def test_layers_of_both_modules_are_watched_and_only_while_training(
@@ -232,13 +237,13 @@ def fitted(tmp_path: Path) -> tuple[ir.Model, ir.Model]:
 def test_linear_layers_of_a_file_become_outputs_of_both(fitted: tuple[ir.Model, ir.Model]) -> None:
     original, converted = fitted
     both = with_hidden_outputs(original, converted)
-    assert len(both[2]) == 4 * 7 and "logits" not in both[2]  # q, k, v, o, gate, up, down
+    assert len(both.names) == 4 * 7 and "logits" not in both.names  # q, k, v, o, gate, up, down
     assert len(original.graph.outputs) == len(converted.graph.outputs) == 1
     feeds = {"input_ids": np.random.default_rng(0).integers(0, 256, (2, 9))}
-    before, after = (run(make_session(model), feeds) for model in both[:2])
-    assert set(before) == set(after) == {"logits", *both[2]}
-    graph = GraphModule(both[1])(input_ids=torch.from_numpy(feeds["input_ids"]))
-    for name in both[2]:
+    before, after = (run(make_session(model), feeds) for model in (both.original, both.converted))
+    assert set(before) == set(after) == {"logits", *both.names}
+    graph = GraphModule(both.converted)(input_ids=torch.from_numpy(feeds["input_ids"]))
+    for name in both.names:
         assert relative_error(graph[name].detach().numpy(), after[name]) < TOLERANCE["float32"]
         assert relative_error(after[name], before[name]) > 1e-3
 
@@ -251,7 +256,7 @@ def test_a_basis_begins_as_none_and_is_learned_with_the_weights(fitted: tuple[ir
     bases = usable_bases(original.graph, norms)
     assert [basis.channels for basis in bases] == [160]
     assert usable_bases(original.graph, norms[1:]) == (), "a norm that was kept reads the stream too"
-    compared = with_hidden_outputs(original, converted, leave=bases[0].writers)[2]
+    compared = with_hidden_outputs(original, converted, leave=bases[0].writers).names
     assert len(compared) == 4 * 5, "what writes into the stream has another basis in both"
     student, plain = GraphModule(converted, float_type=torch.float32), GraphModule(converted, float_type=torch.float32)
     learn_bases(student, bases, function_initializers(converted.graph))

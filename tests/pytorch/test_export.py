@@ -17,6 +17,7 @@ import dynorm_onnx
 from dynorm_onnx import convert
 from dynorm_onnx.bench.__main__ import main as bench
 from dynorm_onnx.errors import UsageError
+from dynorm_onnx.functions import OPERATORS, Form
 from dynorm_onnx.pytorch import Derf, DyISRU, DyT, as_dynorm, export, replace_norms
 from dynorm_onnx.pytorch.nn import MODULES, ElementwiseNorm
 from dynorm_onnx.runtime.arrays import run
@@ -113,19 +114,24 @@ def test_the_model_is_left_as_it_was(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", MODULES)
 @pytest.mark.parametrize("dtype", TYPES)
-def test_parity_of_one_module(name: str, dtype: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("coupled", [0, 3])
+def test_parity_of_one_module(name: str, dtype: str, coupled: int, tmp_path: Path) -> None:
     """In and out in a type that numpy knows, the module in its own."""
-    module = random_module(name, C, per_channel=True).to(TYPES[dtype])
+    module = random_module(name, C, per_channel=True, coupled=coupled).to(TYPES[dtype])
     outer = torch.float64 if dtype == "double" else torch.float32
 
     path = tmp_path / "model.onnx"
     written = export(Typed(module, TYPES[dtype], outer), torch.randn(2, C).to(outer), path, opset=18, input_names=["x"])
     (node,) = nodes_of(written)
-    types = [value.dtype for value in node.inputs if value is not None]
-    assert types[0] == types[1] == types[2] and all(t == ir.DataType.FLOAT for t in types[3:])
+    function, form = OPERATORS[node.op_type]
+    assert form == Form(coupled=coupled > 0)
+    types = dict(zip(function.input_names(form), [value and value.dtype for value in node.inputs], strict=True))
+    assert types.pop("X") == types.pop("weight") == types.pop("bias")
+    assert types.pop("channels", ir.DataType.INT64) == ir.DataType.INT64
+    assert set(types.values()) == {ir.DataType.FLOAT}
     x = torch.randn(2, C).to(TYPES[dtype]).to(outer)
     expected = module(x.to(TYPES[dtype])).detach().to(torch.float64).numpy()
-    for kernels in (False, True):
+    for kernels in (False, *([True] if not coupled else [])):
         assert relative_error(outputs(path, {"x": x}, kernels=kernels), expected) < TOLERANCE[dtype]
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from dynorm_onnx.pytorch.distil.blocks import BlockProgress, BlockRun
 from dynorm_onnx.pytorch.distil.onnx_file import Distilled, distil_model
 from dynorm_onnx.pytorch.distil.trainer import Distillation, StepProgress, distil
 
-__all__ = ["Distillation", "Distilled", "StepProgress", "distil", "distil_model"]
+__all__ = ["BlockProgress", "BlockRun", "Distillation", "Distilled", "StepProgress", "distil", "distil_model"]

@@ -22,6 +22,7 @@ class RunState:
     tokens: int = 0
     seconds: float = 0.0
     losses: list[tuple[int, float]] = dataclasses.field(default_factory=list)
+    fading: dict[str, Any] = dataclasses.field(default_factory=dict)  # of coupled channels: Fading.state()
 
 
 def save_checkpoint(

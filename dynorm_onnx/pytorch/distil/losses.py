@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -36,9 +37,28 @@ def named_outputs(output: Any) -> dict[str, Tensor]:
     return found
 
 
-def distance(student: Outputs, teacher: Outputs, mask: Tensor | None, logits: str | None) -> Tensor:
-    """The loss, a scalar float32: with logits the mean KL(teacher || student) of a token in nats; without them
-    the mean unlikeness of all outputs that both have.
+@dataclasses.dataclass(frozen=True)
+class Term:
+    """A part of a loss: weight * wrong / over.
+
+    `wrong` is a sum over what one process sees of a step, a scalar float32 with a gradient; `over` what the sum of all
+    processes is divided by: a count of tokens, or the size of the target.
+    """
+
+    wrong: Tensor
+    over: Tensor
+    weight: float = 1.0
+
+
+def total(terms: Sequence[Term], summed: Callable[[Tensor], Tensor] = lambda values: values) -> Tensor:
+    """This process's share of a loss, a scalar float32; `summed` adds the divisors of all processes up."""
+    over = summed(torch.stack([term.over.detach() for term in terms])).clamp(min=1e-12)
+    return torch.stack([term.weight * term.wrong / size for term, size in zip(terms, over, strict=True)]).sum()
+
+
+def distance(student: Outputs, teacher: Outputs, mask: Tensor | None, logits: str | None) -> list[Term]:
+    """The loss: with logits the mean KL(teacher || student) of a token in nats; without them the mean unlikeness of all
+    outputs that both have.
 
     Args:
         student, teacher: [batch, length, ...] or any other shape, the same for both.
@@ -48,34 +68,35 @@ def distance(student: Outputs, teacher: Outputs, mask: Tensor | None, logits: st
     Raises DataError where both have no output in common.
     """
     if logits is not None:
-        return kl(student[logits], teacher[logits], mask)
+        return [kl(student[logits], teacher[logits], mask)]
     both = [name for name in teacher if name in student and teacher[name].numel()]
     if not both:
         raise DataError("student and teacher have no output in common that could be compared")
-    return torch.stack([unlikeness(student[name], teacher[name], mask) for name in both]).mean()
+    terms = [term for name in both for term in unlikeness(student[name], teacher[name], mask)]
+    return [dataclasses.replace(term, weight=1 / len(both)) for term in terms]
 
 
-def hidden_error(student: Outputs, teacher: Outputs, names: Sequence[str], mask: Tensor | None) -> Tensor:
-    """The mean over these values of the relative squared error, over all their tokens together: a scalar float32."""
-    errors = []
+def hidden_error(student: Outputs, teacher: Outputs, names: Sequence[str], mask: Tensor | None) -> list[Term]:
+    """The mean over these values of the relative squared error, over all their tokens together."""
+    terms = []
     for name in names:
         y, target = student[name].float(), teacher[name].float()
         if mask is not None and _fits(mask, target.shape[:2]):
             shown = mask.to(target.dtype).reshape(mask.shape + (1,) * (target.ndim - 2))
             y, target = y * shown, target * shown
         wrong = functional.mse_loss(y, target, reduction="sum")
-        errors.append(wrong / target.square().sum().clamp(min=1e-12))
-    return torch.stack(errors).mean()
+        terms.append(Term(wrong, target.square().sum(), 1 / len(names)))
+    return terms
 
 
-def kl(student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
+def kl(student: Tensor, teacher: Tensor, mask: Tensor | None) -> Term:
     """Mean KL(teacher || student) over tokens, nats, of logits [..., V]."""
     log_q = torch.log_softmax(student.float(), -1)
     log_p = torch.log_softmax(teacher.float(), -1)
     return _mean(functional.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1), mask)
 
 
-def unlikeness(student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
+def unlikeness(student: Tensor, teacher: Tensor, mask: Tensor | None) -> list[Term]:
     """Relative squared error plus one minus cosine, of vectors over the last axis, averaged.
 
     An output with an axis of tokens is also compared after averaging over them, as sentence embeddings
@@ -84,11 +105,11 @@ def unlikeness(student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
     y, target = student.float(), teacher.float()
     each = _mean(_vector_unlikeness(y, target), mask if _fits(mask, target.shape[:-1]) else None)
     if target.ndim != 3:
-        return each
+        return [each]
     weights = mask.float() if _fits(mask, target.shape[:2]) and mask is not None else y.new_ones(y.shape[:2])
     share = (weights / weights.sum(1, keepdim=True).clamp(min=1)).unsqueeze(-1)
-    pooled = _vector_unlikeness((share * y).sum(1), (share * target).sum(1)).mean()
-    return each + pooled
+    pooled = _vector_unlikeness((share * y).sum(1), (share * target).sum(1))
+    return [each, _mean(pooled, None)]
 
 
 def _vector_unlikeness(y: Tensor, target: Tensor) -> Tensor:
@@ -100,9 +121,7 @@ def _fits(mask: Tensor | None, shape: torch.Size) -> bool:
     return mask is not None and mask.shape == shape
 
 
-def _mean(values: Tensor, mask: Tensor | None) -> Tensor:
+def _mean(values: Tensor, mask: Tensor | None) -> Term:
     """Over the tokens that the mask shows, where it has the shape of the values."""
-    if mask is None or not _fits(mask, values.shape):
-        return values.mean()
-    weights = mask.to(values.dtype)
-    return (values * weights).sum() / weights.sum().clamp(min=1)
+    weights = mask.to(values.dtype) if mask is not None and _fits(mask, values.shape) else torch.ones_like(values)
+    return Term((values * weights).sum(), weights.sum())

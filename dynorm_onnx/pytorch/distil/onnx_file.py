@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,36 +12,69 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from dynorm_onnx.functions import DOMAIN, REGISTRY, NormParameters
+from dynorm_onnx.functions import Coupling, NormParameters
+from dynorm_onnx.functions.coupling import INPUTS
 from dynorm_onnx.graph.linear import find_linear_layers
 from dynorm_onnx.graph.lower import LoweredNorm
+from dynorm_onnx.graph.pieces import part_of_model
 from dynorm_onnx.pytorch.distil.basis import learn_bases, usable_bases
-from dynorm_onnx.pytorch.distil.hidden import with_hidden_outputs
+from dynorm_onnx.pytorch.distil.blocks import BlockProgress, BlockRun, Blockwise, train_blocks
+from dynorm_onnx.pytorch.distil.chunked import ChunkedKL
+from dynorm_onnx.pytorch.distil.fading import without_zeros
+from dynorm_onnx.pytorch.distil.hidden import POSITIONS, Compared, sampled, with_hidden_outputs
+from dynorm_onnx.pytorch.distil.losses import MASK
+from dynorm_onnx.pytorch.distil.parallel import processes_joined
 from dynorm_onnx.pytorch.distil.teacher import session_teacher
-from dynorm_onnx.pytorch.distil.trainer import Distillation, StepProgress, distil
+from dynorm_onnx.pytorch.distil.trainer import (
+    NORM_RATE,
+    Distillation,
+    StepProgress,
+    best_device,
+    distil,
+    precision_on,
+)
 from dynorm_onnx.pytorch.graph import GraphModule
+from dynorm_onnx.pytorch.graph.functions import function_inputs
 from dynorm_onnx.pytorch.graph.tensors import array_to_torch
 from dynorm_onnx.runtime.arrays import Feeds
 
 log = logging.getLogger(__name__)
 
+CHANNELS, COUPLING = INPUTS
+
 TOKENS_PER_STEP = 2048
 """Of this size batches are made for training: smaller ones lead further on the same text, but take longer for it."""
 
 HIDDEN_LIMIT = 1 << 30
-"""Bytes of hidden values of one step above which they are not compared."""
+"""Bytes of hidden values of one step above which they are compared at SAMPLED_TOKENS of its tokens only."""
+
+SAMPLED_TOKENS = 512
+
+LOGITS_LIMIT = 256 << 20
+"""Bytes of the logits of one step, of one model, above which they are made and compared a part at a time."""
 
 CHECKPOINTING_ABOVE = 4 << 30
 """Bytes of activations of one batch above which blocks keep only their borders and are computed again."""
 
+_IDS = "input_ids"
+
 
 @dataclasses.dataclass(frozen=True)
 class Distilled:
-    """What came out: parameters by the name of the norm's node, other weights by initializer in their own types."""
+    """What came out: parameters by the name of the norm's node, other weights by initializer in their own types.
+
+    `blocks` tells of the blocks that were trained by themselves before.
+    """
 
     run: Distillation
     parameters: Mapping[str, NormParameters]
     initializers: Mapping[str, np.ndarray]
+    blocks: tuple[BlockRun, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """What was done, for JSON."""
+        blocks = [{"border": b.border, "before": round(b.before, 6), "after": round(b.after, 6)} for b in self.blocks]
+        return self.run.as_dict() | {"blocks": blocks}
 
 
 def distil_model(
@@ -58,6 +91,10 @@ def distil_model(
     checkpoint: Path | None,
     seed: int,
     progress: Callable[[StepProgress], None],
+    coupled: int | None = None,
+    block_steps: int = 0,
+    block_progress: Callable[[BlockProgress], None] = lambda told: None,
+    precision: str = "auto",
 ) -> Distilled:
     """Train a model whose norms are `dynorm` nodes towards its original.
 
@@ -69,46 +106,97 @@ def distil_model(
         batches: feeds of both; a step takes about TOKENS_PER_STEP tokens of them.
         open_model: makes a session of ONNX Runtime.
         logits: the name of the output of logits, if there is one.
-        steps, learning_rate, train, checkpoint, seed, progress: as distil() has them.
+        steps, learning_rate, train, checkpoint, seed, coupled, precision, progress: as distil() has them.
+        block_steps: how many steps every block is trained by itself before (blocks.py); not again where a checkpoint
+            is there.
+        block_progress: called after each block.
 
     Raises what distil() raises, and ModelError for an operator that PyTorch has no counterpart of here.
     """
     data = [{name: array_to_torch(array) for name, array in feeds.items()} for feeds in step_sized(batches, seed)]
     bases = usable_bases(original.graph, norms) if train == "all" else ()
     writers = {name for basis in bases for name in basis.writers}  # what they give has another basis in both
-    teacher, trained, hidden = with_hidden_outputs(original, converted, leave=writers)
-    if hidden_bytes(trained, hidden, data) > HIDDEN_LIMIT:
-        log.info("%d hidden values are too large to be compared: only the outputs are", len(hidden))
-        teacher, trained, hidden = original, converted, ()
-    student = GraphModule(trained, float_type=torch.float32)
-    names = function_initializers(converted.graph)
-    learn_bases(student, bases, names)
-    student.checkpointing = student.activation_bytes(data[0]) > CHECKPOINTING_ABOVE if data else False
-    run = distil(
-        student,
-        session_teacher(open_model(teacher)),
-        data,
-        steps=steps,
-        learning_rate=learning_rate,
-        train=train,
-        logits=logits,
-        hidden_outputs=hidden,
-        checkpoint=checkpoint,
-        seed=seed,
-        progress=progress,
-    )
-    inside = {name for named in names.values() for name in named.values()}
-    arrays = student.wide_initializers(inside)
-    parameters = {
-        node: NormParameters(
-            arrays[named["weight"]],
-            arrays[named["bias"]],
-            {name: arrays[value] for name, value in named.items() if name not in ("weight", "bias")},
+    with processes_joined(best_device()):
+        compared, data = _compared(original, converted, writers, data, seed)
+        student, teacher, head = _student(compared, logits, data)
+        student.checkpointing = student.activation_bytes(data[0]) > CHECKPOINTING_ABOVE if data else False
+        blocks: tuple[BlockRun, ...] = ()
+        if block_steps and not (checkpoint is not None and checkpoint.exists()):
+            device = best_device()
+            how = Blockwise(
+                block_steps, learning_rate, NORM_RATE * learning_rate, train, precision_on(device, precision), seed
+            )
+            source = GraphModule(original, float_type=torch.float32).to(device)
+            blocks = train_blocks(student.to(device), source, data, how, block_progress)
+            del source
+        names = function_initializers(converted.graph)
+        learn_bases(student, bases, names)
+        run = distil(
+            student,
+            session_teacher(open_model(teacher)),
+            data,
+            steps=steps,
+            learning_rate=learning_rate,
+            train=train,
+            logits=logits,
+            hidden_outputs=compared.names,
+            checkpoint=checkpoint,
+            seed=seed,
+            coupled=coupled,
+            precision=precision,
+            head=head,
+            progress=progress,
         )
-        for node, named in names.items()
-    }
+    inside = {name for named in names.values() for name in named.values()}
     others = [name for name in student.changed() if name not in inside] if train == "all" else []
-    return Distilled(run, parameters, student.initializers(others))
+    return Distilled(run, trained_functions(student, converted.graph), student.initializers(others), blocks)
+
+
+Data = list[dict[str, torch.Tensor]]
+
+
+def _compared(
+    original: ir.Model, converted: ir.Model, leave: Collection[str], data: Data, seed: int
+) -> tuple[Compared, Data]:
+    """Both models with their hidden values, and the data with the tokens to compare them at, if not at all."""
+    compared = with_hidden_outputs(original, converted, leave)
+    if hidden_bytes(compared.converted, compared.names, data) <= HIDDEN_LIMIT:
+        return compared, data
+    if not all(_IDS in feeds and feeds[_IDS].ndim == 2 for feeds in data):
+        log.info("%d hidden values are too large to be compared: only the outputs are", len(compared.names))
+        return Compared(original, converted, ()), data
+    compared = sampled(compared, _IDS)
+    log.info("%d hidden values are compared at %d tokens of a step", len(compared.names), SAMPLED_TOKENS)
+    rng = np.random.default_rng(seed)
+    return compared, [{**feeds, POSITIONS: _positions(feeds, rng)} for feeds in data]
+
+
+def _positions(feeds: Mapping[str, torch.Tensor], rng: np.random.Generator) -> torch.Tensor:
+    """As many tokens of each text, [rows, n], padding left out where a text has any other token."""
+    ids = feeds[_IDS]
+    mask = feeds.get(MASK)
+    shown = np.ones(ids.shape) if mask is None or mask.shape != ids.shape else (mask != 0).numpy().astype(float)
+    shown[shown.sum(1) == 0] = 1
+    each = min(ids.shape[1], -(-SAMPLED_TOKENS // len(ids)))
+    return torch.from_numpy(np.stack([rng.choice(len(row), each, p=row / row.sum()) for row in shown]))
+
+
+def _student(compared: Compared, logits: str | None, data: Data) -> tuple[GraphModule, ir.Model, ChunkedKL | None]:
+    """What is trained, the model that it is trained towards, and what compares their logits if those are too large."""
+    tokens = max((t.numel() for feeds in data for t in feeds.values() if t.dtype == torch.int64), default=0)
+    size = next((v.shape[-1] for v in compared.converted.graph.outputs if v.name == logits and v.shape), None)
+    large = isinstance(size, int) and 4 * size * tokens > LOGITS_LIMIT
+    student = GraphModule(compared.converted, float_type=torch.float32, tail=logits if large else None)
+    original = compared.original
+    there = {str(value.name) for node in original.graph for value in node.outputs}
+    if student.tail is None or logits is None or student.tail.source not in there:
+        whole = student if student.tail is None else GraphModule(compared.converted, float_type=torch.float32)
+        return whole, original, None
+    source = student.tail.source
+    end = GraphModule(part_of_model(original, [source], [logits]), float_type=torch.float32, tail=logits)
+    outputs = [source if value.name == logits else str(value.name) for value in original.graph.outputs]
+    inputs = [str(value.name) for value in original.graph.inputs if not value.is_initializer()]
+    return student, part_of_model(original, inputs, outputs), ChunkedKL(student, end)
 
 
 def step_sized(batches: Sequence[Feeds], seed: int) -> list[Feeds]:
@@ -149,16 +237,27 @@ def hidden_bytes(model: ir.Model, names: Sequence[str], data: Sequence[Mapping[s
 
 
 def function_initializers(graph: ir.Graph) -> dict[str, dict[str, str]]:
-    """By node: its initializers, by what they are to the function."""
-    found: dict[str, dict[str, str]] = {}
-    for node in graph:
-        if node.domain != DOMAIN:
-            continue
-        for function in REGISTRY.values():
-            if node.op_type in (function.op_type, function.skip_op_type):
-                first = 1 if node.op_type == function.op_type else 2
-                roles = ("weight", "bias", *function.parameter_names)
-                found[str(node.name)] = {
-                    role: str(value.name) for role, value in zip(roles, node.inputs[first:], strict=True) if value
-                }
+    """By node: its initializers, by what they are to the function; "channels" and "coupling" in the coupled forms."""
+    return {
+        str(node.name): {role: str(value.name) for role, value in inputs.items()}
+        for node in graph
+        if (inputs := function_inputs(node))
+    }
+
+
+def trained_functions(student: GraphModule, graph: ir.Graph) -> dict[str, NormParameters]:
+    """The parameters of our functions in `graph` as they are in the student made from it, by the node's name.
+
+    Coupled channels whose strength has come to zero are left out.
+    """
+    found = {}
+    for node, named in function_initializers(graph).items():
+        arrays = student.wide_initializers([name for role, name in named.items() if role != CHANNELS])
+        values = {role: arrays[name] for role, name in named.items() if role != CHANNELS}
+        coupling = None
+        if CHANNELS in named:
+            constant = graph.initializers[named[CHANNELS]].const_value
+            assert constant is not None
+            coupling = without_zeros(Coupling(constant.numpy(), values.pop(COUPLING)))
+        found[node] = NormParameters(values.pop("weight"), values.pop("bias"), values, coupling)
     return found

@@ -22,12 +22,14 @@ BETAS = (0.9, 0.98)
 MATRIX_MOMENTUM = 0.95
 MATRIX_RATE = 2.0  # of Muon, over AdamW's
 LEAST_SIZE = 0.02  # what a parameter near zero counts as
+OVER_MEDIAN = 20.0  # what a vector's root mean square counts as at most, over the median of its entries
 BASIS_SIZE = 0.5  # what the entries of a basis, the identity at first, count as
 
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """One parameter: `size` is its root mean square when training begins, which rates are relative to.
+    """One parameter: `size` is its root mean square when training begins, which rates are relative to; of a vector with
+    few entries far above all others, that of the others.
 
     `is_matrix`: a layer's, that Muon moves; tables of embeddings and what gives logits are none.
     """
@@ -120,7 +122,10 @@ def rate_at(step: int, steps: int) -> float:
 
 @torch.no_grad()
 def _size(parameter: nn.Parameter) -> float:
-    return max(float(parameter.float().square().mean().sqrt()), LEAST_SIZE)
+    size = float(parameter.float().square().mean().sqrt())
+    if parameter.ndim == 1:  # the weights of functions that stand for norms of massive channels reach from 0.1 to 1e6
+        size = min(size, OVER_MEDIAN * float(parameter.float().abs().median()))
+    return max(size, LEAST_SIZE)
 
 
 def _is_matrix(parameter: nn.Parameter, tables: Set[tuple[int, ...]]) -> bool:

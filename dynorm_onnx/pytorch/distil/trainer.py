@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,36 +17,42 @@ import torch
 from torch import nn
 
 from dynorm_onnx.errors import DataError, ModelError, UsageError
+from dynorm_onnx.progress import peak_memory_mib
+from dynorm_onnx.pytorch.distil.batches import Batch, called, moved, share_of, tokens_of
 from dynorm_onnx.pytorch.distil.checkpoint import RunState, load_checkpoint, save_checkpoint
+from dynorm_onnx.pytorch.distil.chunked import ChunkedKL
+from dynorm_onnx.pytorch.distil.coupled import begin_fading, let_go
+from dynorm_onnx.pytorch.distil.fading import Fading
 from dynorm_onnx.pytorch.distil.gradual import Gradual
 from dynorm_onnx.pytorch.distil.hidden import PREFIX, shared_layers, told
-from dynorm_onnx.pytorch.distil.losses import MASK, Outputs, distance, hidden_error
+from dynorm_onnx.pytorch.distil.losses import MASK, Outputs, Term, distance, hidden_error, total
 from dynorm_onnx.pytorch.distil.module_basis import bases_learned, usable_streams
 from dynorm_onnx.pytorch.distil.module_streams import ModuleStream
 from dynorm_onnx.pytorch.distil.optimizer import Trained, make_optimizers, set_rates, trained_parameters
+from dynorm_onnx.pytorch.distil.parallel import processes_joined, rank, share_first, sum_gradients, summed, world
 from dynorm_onnx.pytorch.distil.teacher import Teacher
 from dynorm_onnx.pytorch.graph import GraphModule
 
 log = logging.getLogger(__name__)
 
-Batch = Any
-"""What one forward pass takes: a tensor, a tuple of arguments, or a mapping of keyword arguments."""
-
 NORM_RATE = 2 / 3  # the learning rate of the functions' parameters, over that of the others
 LARGEST_GRADIENT = 1.0
 SAVE_EVERY = 60.0  # seconds
 CURVE_POINTS = 200
-_IDS = "input_ids"
 
 
 @dataclasses.dataclass(frozen=True)
 class StepProgress:
-    """What is told after every step: `loss` is that of the step, `seconds_left` an estimate."""
+    """What is told after every step: `loss` is that of the step, `seconds_left` an estimate.
+
+    `tokens_per_second` is 0 where the batches hold no token ids.
+    """
 
     step: int
     steps: int
     loss: float
     seconds_left: float
+    tokens_per_second: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +64,11 @@ class Distillation:
     seconds: float  # of all parts of a run that was interrupted
     losses: tuple[tuple[int, float], ...]
     train: str
-    precision: str
+    precision: str  # of the products: "float32", or "bfloat16"; weights and what is added to them are float32
     resumed_from: int | None  # steps that an interrupted run had done
+    processes: int = 1  # that shared the rows of every batch
+    memory_mib: float = 0.0  # the most that this process ever held
+    coupled: int | None = None  # how many coupled channels of each function were kept, where some had to fade
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -83,6 +93,8 @@ def distil(
     precision: str = "auto",
     device: torch.device | str | None = None,
     seed: int = 0,
+    coupled: int | None = None,
+    head: ChunkedKL | None = None,
     progress: Callable[[StepProgress], None] | None = None,
 ) -> Distillation:
     """Train `student`, in place, towards what `teacher` gives on the same batches.
@@ -117,7 +129,13 @@ def distil(
             computes in it.
         device: where to train; by default CUDA if it is there and the student fits, else the CPU.
         seed: of the order of batches.
+        coupled: how many coupled channels a function keeps at most; others fade during the first half of the steps, the
+            most massive last, and are gone at the end (fading.py). None leaves all, and trains their strengths.
+        head: what compares logits where student and teacher give what they are made from in their place.
         progress: called after every step.
+
+    In processes that torchrun started, each takes its share of every batch's rows, and all end with the same student;
+    the data must be the same in all, and only the first one's student counts at the beginning.
 
     Raises:
         UsageError: an argument makes no sense, or the checkpoint is another run's.
@@ -132,17 +150,22 @@ def distil(
         raise UsageError(f"steps must be at least 1, not {steps}")
     if not len(data):
         raise DataError("data holds no batch: nothing can be distilled")
-    device = torch.device(device) if device is not None else _best_device()
-    precision = _precision(precision, device)
-    streams: tuple[ModuleStream, ...] = ()
-    if train == "all" and not order and not isinstance(student, GraphModule):
-        example = _moved(data[0], next(student.parameters()).device)
-        streams = usable_streams(student, lambda model: _called(model, example))
-    with bases_learned(student, teacher, streams):
-        leave = frozenset(path for stream in streams for path in stream.writers)
-        run = _Run(student, teacher, data, steps, train, learning_rate, norm_learning_rate, logits, hidden,
-                   hidden_outputs, leave, order, checkpoint, precision, device, seed)  # fmt: skip
-        return run.go(progress or (lambda told: None))
+    if coupled is not None and coupled < 0:
+        raise UsageError(f"coupled must be 0 or more, not {coupled}")
+    device = torch.device(device) if device is not None else best_device()
+    precision = precision_on(device, precision)
+    with processes_joined(device):
+        student.to(device)
+        share_first([*student.parameters(), *student.buffers()])  # before anything is decided by them
+        streams: tuple[ModuleStream, ...] = ()
+        if train == "all" and not order and not isinstance(student, GraphModule):
+            example = moved(data[0], next(student.parameters()).device)
+            streams = usable_streams(student, lambda model: called(model, example))
+        with bases_learned(student, teacher, streams):
+            leave = frozenset(path for stream in streams for path in stream.writers)
+            run = _Run(student, teacher, data, steps, train, learning_rate, norm_learning_rate, logits, hidden,
+                       hidden_outputs, leave, order, checkpoint, precision, device, seed, coupled, head)  # fmt: skip
+            return run.go(progress or (lambda told: None))
 
 
 class _Run:
@@ -152,25 +175,29 @@ class _Run:
         self, student: nn.Module, teacher: Callable[..., Any], data: Sequence[Batch], steps: int, train: str,
         rate: float, norm_rate: float, logits: str | None, hidden: float, hidden_outputs: Sequence[str],
         leave: Collection[str], order: Sequence[str], checkpoint: Path | None, precision: str,
-        device: torch.device, seed: int,
+        device: torch.device, seed: int, coupled: int | None, head: ChunkedKL | None,
     ) -> None:  # fmt: skip
         self.device, self.precision = device, precision
-        self.student = student.to(self.device)
+        self.student = student
         if isinstance(teacher, nn.Module):
             teacher = teacher.to(self.device).eval()
         self.gradual = Gradual(student, _as_module(teacher), order, steps) if order else None
         self.original = teacher
         self.layers = shared_layers(student, teacher, leave) if hidden else []
         self.data = data
-        self.steps, self.train, self.seed = steps, train, seed
+        self.steps, self.train, self.seed, self.coupled = steps, train, seed, coupled
         self.logits, self.hidden, self.hidden_outputs = logits, hidden, frozenset(hidden_outputs)
+        self.head = head
+        if head is not None:
+            head.to(self.device)
+        self.fading: Fading | None = None
         self.checkpoint = checkpoint
         self.trained: list[Trained] = trained_parameters(student, train)
         computes = torch.bfloat16 if self.precision == "bfloat16" else torch.float32
         self.optimizers = make_optimizers(self.trained, rate, norm_rate, computes)
         self.arguments = {
             "steps": steps, "train": train, "learning_rate": rate, "norm_learning_rate": norm_rate, "logits": logits,
-            "hidden": hidden, "hidden_outputs": len(hidden_outputs), "order": list(order),
+            "hidden": hidden, "hidden_outputs": len(hidden_outputs), "order": list(order), "coupled": coupled,
             "precision": self.precision, "seed": seed, "batches": len(data),
         }  # fmt: skip
 
@@ -179,33 +206,24 @@ class _Run:
         if self.checkpoint is not None:
             state = load_checkpoint(self.checkpoint, self.arguments, self.trained, self.optimizers)
         resumed_from = state.step or None
-        before, started, saved = state.seconds, time.monotonic(), time.monotonic()
-        first = state.step
-        since: list[float] = []
         with (
-            _only_these_learn(self.student, self.trained),
+            only_these_learn(self.student, self.trained),
             told(self.student, self.layers) as student,
             told(self.original, self.layers) as original,
         ):
+            if self.coupled is not None:
+                batches = (moved(batch, self.device) for batch in self.data)
+                self.fading = begin_fading(
+                    self.student, lambda b: self._call(student, b), batches, self.coupled, self.steps, state.fading
+                )
+                state.fading = self.fading.state()
             teacher = Teacher(lambda batch: self._call(original, batch), again=self.steps > len(self.data))
-            for step in range(state.step, self.steps):
-                index = self._batch_index(step)
-                batch = _moved(self.data[index], self.device)
-                since.append(self._step(step, student, teacher(index, batch), batch))
-                state.step, state.tokens = step + 1, state.tokens + _tokens(batch)
-                state.seconds = before + time.monotonic() - started
-                if step == 0 or (step + 1) % max(1, self.steps // CURVE_POINTS) == 0 or step + 1 == self.steps:
-                    state.losses.append((step + 1, float(np.mean(since))))
-                    since.clear()
-                pace = (time.monotonic() - started) / (step + 1 - first)
-                progress(StepProgress(step + 1, self.steps, state.losses[-1][1], pace * (self.steps - step - 1)))
-                if self.checkpoint is not None and not since and time.monotonic() - saved > SAVE_EVERY:
-                    save_checkpoint(self.checkpoint, self.arguments, state, self.trained, self.optimizers)
-                    saved = time.monotonic()
+            self._all_steps(state, student, teacher, progress)
         if self.gradual is not None:
             self.gradual.finish()
-        if self.checkpoint is not None and state.step > first:
-            save_checkpoint(self.checkpoint, self.arguments, state, self.trained, self.optimizers)
+        if self.checkpoint is not None and state.step > (resumed_from or 0):
+            self._save(self.checkpoint, state)
+        let_go(self.student)
         return Distillation(
             self.steps,
             state.tokens,
@@ -214,36 +232,85 @@ class _Run:
             self.train,
             self.precision,
             resumed_from,
+            world(),
+            round(peak_memory_mib(), 1),
+            self.coupled,
         )
+
+    def _all_steps(
+        self, state: RunState, student: Callable[..., Outputs], teacher: Teacher,
+        progress: Callable[[StepProgress], None],
+    ) -> None:  # fmt: skip
+        """Those that are left, told of and saved as they are done."""
+        before, started, saved = state.seconds, time.monotonic(), time.monotonic()
+        first, tokens_before = state.step, state.tokens
+        since: list[float] = []
+        for step in range(state.step, self.steps):
+            index = self._batch_index(step)
+            batch = moved(share_of(self.data[index], rank(), world()), self.device)
+            since.append(self._step(step, student, teacher(index, batch), batch))
+            state.step, state.tokens = step + 1, state.tokens + tokens_of(self.data[index])
+            taken = time.monotonic() - started
+            state.seconds = before + taken
+            if step == 0 or (step + 1) % max(1, self.steps // CURVE_POINTS) == 0 or step + 1 == self.steps:
+                state.losses.append((step + 1, float(np.mean(since))))
+                since.clear()
+            left = taken / (step + 1 - first) * (self.steps - step - 1)
+            pace = (state.tokens - tokens_before) / max(taken, 1e-9)
+            progress(StepProgress(step + 1, self.steps, state.losses[-1][1], left, pace))
+            if self.checkpoint is not None and not since and time.monotonic() - saved > SAVE_EVERY:
+                self._save(self.checkpoint, state)
+                saved = time.monotonic()
+
+    def _save(self, path: Path, state: RunState) -> None:
+        """All processes hold the same, and the first writes it."""
+        if rank() == 0:
+            save_checkpoint(path, self.arguments, state, self.trained, self.optimizers)
 
     def _step(self, step: int, student: Callable[..., Outputs], target: Outputs, batch: Batch) -> float:
         """One step; returns the loss without the hidden values' share."""
         if self.gradual is not None:
             self.gradual.at(step)
+        if self.fading is not None:
+            self.fading.at(step)
         set_rates(self.optimizers, step, self.steps)
         target = {name: tensor.to(self.device) for name, tensor in target.items()}
         output = self._call(student, batch)
         mask = batch.get(MASK) if isinstance(batch, Mapping) else None
         hidden = [name for name in target if name in output and self._is_hidden(name)]
-        outputs = {name: tensor for name, tensor in target.items() if not self._is_hidden(name)}
-        loss = distance(output, outputs, mask, self.logits if self.logits in target else None)
-        if not math.isfinite(value := float(loss.detach())):
+        loss = total(self._outputs_compared(output, target, mask), summed)
+        value = float(summed(loss.detach()))
+        if not math.isfinite(value):
             raise ModelError(
                 f"the loss of distillation is {value} at step {step + 1}: try a smaller learning rate, or float32"
             )
         if hidden:
-            loss = loss + self.hidden * (1 - step / self.steps) * hidden_error(output, target, hidden, mask)
+            share = total(hidden_error(output, target, hidden, mask), summed)
+            loss = loss + self.hidden * (1 - step / self.steps) * share
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_([t.parameter for t in self.trained], LARGEST_GRADIENT)
+        parameters = [t.parameter for t in self.trained]
+        sum_gradients(parameters)
+        nn.utils.clip_grad_norm_(parameters, LARGEST_GRADIENT)
         for optimizer in self.optimizers:
             optimizer.step()
         return value
 
+    def _outputs_compared(self, output: Outputs, target: Outputs, mask: torch.Tensor | None) -> list[Term]:
+        if self.head is not None:
+            with self._autocast():
+                return [self.head.term(output, target, mask)]
+        outputs = {name: tensor for name, tensor in target.items() if not self._is_hidden(name)}
+        return distance(output, outputs, mask, self.logits if self.logits in target else None)
+
     def _call(self, model: Callable[..., Outputs], batch: Batch) -> Outputs:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            return _called(model, batch)
+        with self._autocast():
+            outputs: Outputs = called(model, batch)
+            return outputs
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
 
     def _is_hidden(self, name: str) -> bool:
         return name.startswith(PREFIX) or name in self.hidden_outputs
@@ -257,7 +324,7 @@ class _Run:
 
 
 @contextlib.contextmanager
-def _only_these_learn(student: nn.Module, trained: Sequence[Trained]) -> Iterator[None]:
+def only_these_learn(student: nn.Module, trained: Sequence[Trained]) -> Iterator[None]:
     """Gradients for the trained parameters alone; the student in eval mode, as dropout would blur the target."""
     before = {parameter: parameter.requires_grad for parameter in student.parameters()}
     modes = {module: module.training for module in student.modules()}
@@ -275,40 +342,21 @@ def _only_these_learn(student: nn.Module, trained: Sequence[Trained]) -> Iterato
             module.training = mode
 
 
-def _called(model: Callable[..., Any], batch: Batch) -> Any:
-    if isinstance(batch, Mapping):
-        return model(**batch)
-    return model(*batch) if isinstance(batch, tuple | list) else model(batch)
-
-
-def _moved(batch: Batch, device: torch.device) -> Batch:
-    if isinstance(batch, Mapping):
-        return {name: _moved(item, device) for name, item in batch.items()}
-    if isinstance(batch, tuple | list):
-        return tuple(_moved(item, device) for item in batch)
-    return batch.to(device) if isinstance(batch, torch.Tensor) else batch
-
-
-def _tokens(batch: Batch) -> int:
-    if not isinstance(batch, Mapping):
-        return int(batch.numel()) if isinstance(batch, torch.Tensor) and not batch.is_floating_point() else 0
-    ids, mask = batch.get(_IDS), batch.get(MASK)
-    if ids is None:
-        return 0
-    return int(mask.count_nonzero()) if mask is not None and mask.shape == ids.shape else int(ids.numel())
-
-
 def _as_module(teacher: Callable[..., Any]) -> nn.Module:
     if not isinstance(teacher, nn.Module):
         raise UsageError("order needs a teacher that is an nn.Module: its norms stand in until their turn comes")
     return teacher
 
 
-def _best_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def best_device() -> torch.device:
+    """CUDA where it is; of several GPUs that of this process, as torchrun counts them."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
-def _precision(asked: str, device: torch.device) -> str:
+def precision_on(device: torch.device, asked: str = "auto") -> str:
+    """What products are computed in, "float32" or "bfloat16". Raises UsageError for what is neither, nor "auto"."""
     if asked not in ("auto", "float32", "bfloat16"):
         raise UsageError(f"precision={asked!r} is not one of auto, float32, bfloat16")
     if asked != "auto":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,9 +15,12 @@ from torch.utils.checkpoint import checkpoint
 from dynorm_onnx.errors import DataError, ModelError
 from dynorm_onnx.graph.model_io import clone
 from dynorm_onnx.pytorch.graph.basis import GraphBasis
+from dynorm_onnx.pytorch.graph.blocks import Block, blocks
+from dynorm_onnx.pytorch.graph.functions import FunctionStep, function_steps, separate_sums
 from dynorm_onnx.pytorch.graph.operators import OPERATORS
-from dynorm_onnx.pytorch.graph.program import Values, compile_graph
+from dynorm_onnx.pytorch.graph.program import Step, Values, compile_graph
 from dynorm_onnx.pytorch.graph.segments import Segment, segments
+from dynorm_onnx.pytorch.graph.tail import Tail, cut_tail
 from dynorm_onnx.pytorch.graph.tensors import to_array, to_torch
 from dynorm_onnx.pytorch.graph.weights import find_weights
 
@@ -31,12 +34,21 @@ class GraphModule(nn.Module):
         float_type: the type that all floats are computed in, whatever the graph says (constants and casts
             included); None leaves every value its own type.
         checkpointing: in training keep only what crosses the borders of blocks, and compute the rest again.
+        tail: the output of logits, to be made by run_tail() from tail.source, which is given out in its place, if the
+            graph has a tail (tail.py).
 
     Every float initializer is a parameter; those that are no weights (weights.py tells) need no gradient.
     Raises ModelError for an operator or a type that is not supported, naming the node.
     """
 
-    def __init__(self, model: ir.Model, *, float_type: torch.dtype | None = None, checkpointing: bool = False) -> None:
+    def __init__(
+        self,
+        model: ir.Model,
+        *,
+        float_type: torch.dtype | None = None,
+        checkpointing: bool = False,
+        tail: str | None = None,
+    ) -> None:
         super().__init__()
         flat = _inlined(model)
         graph = flat.graph
@@ -55,6 +67,10 @@ class GraphModule(nn.Module):
         self._bases = nn.ModuleList()
         self._logarithms = frozenset(n for n in self._weights.positive if self._stored_by_logarithm(n))
         self.program = compile_graph(graph, flat.opset_imports, float_type, frozenset(self._keys))
+        self.tail: Tail | None = None
+        held = {name: self.parameter(name) for name in self._keys}
+        if tail is not None and (parts := cut_tail(self.program, held, tail)) is not None:
+            self.program, self.tail = parts
         self._segments: tuple[Segment, ...] = segments(self.program, self._weights.activations)
 
     @property
@@ -114,19 +130,71 @@ class GraphModule(nn.Module):
         """Those of the norm_parameters() that hold the logarithm of their initializer."""
         return [self.parameter(name) for name in self._logarithms]
 
-    @torch.no_grad()
-    def activation_bytes(self, inputs: dict[str, torch.Tensor]) -> int:
+    def tail_values(self) -> Values:
+        """The weights that the tail computes with, to be got once for all of its rows."""
+        assert self.tail is not None
+        values: Values = {name: self._value(name) for name in self.tail.parameters}
+        for basis in self._learned_bases():
+            values.update(basis.changed(values))
+        return values
+
+    def run_tail(self, rows: torch.Tensor, values: Values) -> torch.Tensor:
+        """Logits [..., V] of rows [..., C] of the tail's source."""
+        assert self.tail is not None
+        local = {**self.tail.program.constants, **values, self.tail.source: rows}
+        self.tail.program.run(local)
+        logits: torch.Tensor = local[self.tail.output]
+        return logits
+
+    def blocks(self, borders: Collection[str]) -> tuple[Block, ...]:
+        """The graph in blocks that end at values of these names."""
+        return blocks(self.program, self._segments, self._weights, borders)
+
+    def run_until(self, values: Mapping[str, Any], start: int, stop: int) -> Values:
+        """What steps from `start` to before `stop` make of what was left before them, as far as later steps read it."""
+        local = {**self.program.constants, **self._values(), **{n: self._as_float_type(v) for n, v in values.items()}}
+        self.program.run(local, start, stop)
+        later = {name for step in self.program.steps[stop:] for name in step.reads}
+        return {name: local[name] for name in later if name in local and name not in self._keys}
+
+    def place_of(self, value: str) -> int:
+        """The place behind the step that makes a value. Raises StopIteration where none does."""
+        return next(place for place, step in enumerate(self.program.steps, 1) if value in step.outputs)
+
+    def functions(self) -> tuple[FunctionStep, ...]:
+        """The functions that stand in for norms."""
+        return function_steps(self.program)
+
+    def constant(self, name: str) -> torch.Tensor:
+        """An initializer that holds no floats."""
+        return self.program.constants[name]
+
+    def run_functions(self, inputs: Mapping[str, torch.Tensor]) -> Iterator[tuple[FunctionStep, torch.Tensor]]:
+        """Every function and its x, while the graph runs on a batch without gradients."""
+        functions = {id(found.step): found for found in self.functions()}
+        for step, values in self._run_steps(inputs):
+            if id(step) in functions:
+                found = functions[id(step)]
+                yield found, values[found.inputs["X"]]
+
+    def activation_bytes(self, inputs: Mapping[str, torch.Tensor]) -> int:
         """About what a training pass over one batch keeps: all activations that the graph makes."""
-        values: Values = {**self.program.constants, **self._values()}
-        values.update({name: self._as_float_type(tensor) for name, tensor in inputs.items()})
         total = 0
-        for step in self.program.steps:
-            step.run(values)
+        for step, values in self._run_steps(inputs):
             made = [values.get(name) for name in step.outputs if name in self._weights.activations]
             total += sum(tensor.numel() * tensor.element_size() for tensor in made if isinstance(tensor, torch.Tensor))
+        return total
+
+    @torch.no_grad()
+    def _run_steps(self, inputs: Mapping[str, torch.Tensor]) -> Iterator[tuple[Step, Values]]:
+        """Every step when it has run, with the values that are there then."""
+        values: Values = {**self.program.constants, **self._values()}
+        values.update({name: self._as_float_type(tensor) for name, tensor in inputs.items()})
+        for step in self.program.steps:
+            step.run(values)
+            yield step, values
             for name in step.free:
                 values.pop(name, None)
-        return total
 
     @torch.no_grad()
     def wide_initializers(self, names: Collection[str]) -> dict[str, np.ndarray]:
@@ -150,9 +218,13 @@ class GraphModule(nn.Module):
 
     @torch.no_grad()
     def _stored_by_logarithm(self, name: str) -> bool:
-        """Makes a parameter that must stay positive its logarithm; one that is not positive stays as it is."""
+        """Makes a parameter that must stay positive its logarithm; one that is not positive stays as it is.
+
+        Of a strength that is zero, and then stays so, that is -inf.
+        """
         parameter = self.parameter(name)
-        if not bool((parameter > 0).all()):
+        positive = parameter >= 0 if name in self._weights.couplings else parameter > 0
+        if not bool(positive.all()):
             return False
         parameter.log_()
         return True
@@ -188,12 +260,13 @@ class GraphModule(nn.Module):
 
 
 def _inlined(model: ir.Model) -> ir.Model:
-    """A clone without local functions but those that have an operator here."""
+    """A clone without local functions but those that have an operator here, and without Skip forms of ours."""
     flat = clone(model)
     for function in flat.functions.values():
         for domain, version in function.opset_imports.items():
             flat.opset_imports.setdefault(domain, version)
             function.opset_imports[domain] = flat.opset_imports[domain]
+    separate_sums(flat.graph)
     InlinePass(criteria=lambda function: (function.domain, function.name) not in OPERATORS)(flat)
     flat.graph.sort()
     return flat

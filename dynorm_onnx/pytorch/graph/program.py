@@ -90,7 +90,7 @@ def compile_graph(
         if name not in parameters and value.const_value is not None
     }
     inputs = tuple(str(value.name) for value in graph.inputs if not value.is_initializer())
-    return Program(inputs, outputs, _freeing(steps, outputs), constants)
+    return Program(inputs, outputs, freeing(steps, outputs), constants)
 
 
 def _step(node: ir.Node, opsets: Mapping[str, int], float_type: torch.dtype | None) -> Step:
@@ -122,7 +122,7 @@ def _step(node: ir.Node, opsets: Mapping[str, int], float_type: torch.dtype | No
     )
 
 
-def _freeing(steps: Sequence[Step], outputs: Sequence[str]) -> tuple[Step, ...]:
+def freeing(steps: Sequence[Step], outputs: Sequence[str]) -> tuple[Step, ...]:
     """The steps, each told which values made by steps before it are read by it last."""
     made = {name for step in steps for name in step.outputs if name is not None} - set(outputs)
     later: set[str] = set()

@@ -28,11 +28,12 @@ def segments(program: Program, activations: Collection[str]) -> tuple[Segment, .
     """The program cut where at most one activation is alive (the residual stream, in a transformer)."""
     steps = program.steps
     made_at = {name: place for place, step in enumerate(steps) for name in step.outputs if name is not None}
-    last_use = {name: len(steps) for name in program.outputs}
+    last_read: dict[str, int] = {}
     for place, step in enumerate(steps):
-        for name in step.reads:
-            last_use[name] = max(last_use.get(name, 0), place)
-    cuts = [0, *_cuts(program, {n: (made_at[n], last_use.get(n, -1)) for n in activations if n in made_at})]
+        last_read.update(dict.fromkeys(step.reads, place))
+    # What is given out is there at the end wherever the cuts are: only its readers count for them.
+    cuts = [0, *_cuts(program, {n: (made_at[n], last_read.get(n, -1)) for n in activations if n in made_at})]
+    last_use = {**last_read, **dict.fromkeys(program.outputs, len(steps))}
     borders = list(zip(cuts, [*cuts[1:], len(steps)], strict=True))
     result = []
     for start, stop in borders:

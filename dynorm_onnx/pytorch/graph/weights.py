@@ -12,8 +12,8 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from dynorm_onnx.functions import DOMAIN, REGISTRY
 from dynorm_onnx.graph.reads import inputs_of
+from dynorm_onnx.pytorch.graph.functions import function_inputs
 
 _MS = "com.microsoft"
 # Inputs by position; in MatMul and its like either operand may be the constant.
@@ -27,28 +27,31 @@ _WEIGHT_INPUTS: dict[tuple[str, str], tuple[int, ...]] = {
     (_MS, "EmbedLayerNormalization"): (2, 5, 6), (_MS, "GatedRMSNorm"): (1,), ("", "GroupNormalization"): (1, 2),
     (_MS, "GroupQueryAttention"): (11, 14, 15), ("", "InstanceNormalization"): (1, 2),
 }  # fmt: skip
-_POSITIVE = ("alpha", "beta")  # of our functions; trained by their logarithm
+_POSITIVE = ("alpha", "beta", "coupling")  # of our functions; trained by their logarithm
 # What tells about shapes and conditions only: behind it no activation goes on.
 _NO_ACTIVATION = frozenset({"Shape", "Size", "Equal", "Greater", "Less", "IsNaN", "NonZero", "ArgMax", "ArgMin"})
 
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """Names of float initializers. `norms` are the parameters of our functions, `positive` alpha and beta.
+    """Names of float initializers. `norms` are the parameters of our functions.
 
-    `tables` are those that token ids index, such as embeddings.
+    `positive` are those of them that stay above zero: alpha, beta and the strengths of coupled channels. Some of the
+    last, `couplings`, may be zero. `tables` are weights that token ids index, such as embeddings.
     """
 
     learned: frozenset[str]
     norms: frozenset[str]
     positive: frozenset[str]
+    couplings: frozenset[str]
     tables: frozenset[str]
     activations: frozenset[str]  # values that depend on a learned weight
 
 
 def find_weights(graph: ir.Graph) -> Weights:
     """The weights of the main graph; those in bodies of If, Loop and Scan are constants here."""
-    norms, positive = _function_parameters(graph)
+    functions = _function_parameters(graph)
+    norms = set(functions)
     roots: dict[str, frozenset[str]] = {}  # by constant value: the float initializers it is made of
     for name, value in graph.initializers.items():
         is_float = value.dtype is not None and value.dtype.is_floating_point()
@@ -73,24 +76,23 @@ def find_weights(graph: ir.Graph) -> Weights:
         if node.op_type not in _NO_ACTIVATION and (found or behind.intersection(names)):
             behind.update(outputs)
     return Weights(
-        frozenset(learned), frozenset(norms), frozenset(positive), frozenset(tables), frozenset(behind - norms)
+        learned=frozenset(learned),
+        norms=frozenset(norms),
+        positive=frozenset(name for name, role in functions.items() if role in _POSITIVE),
+        couplings=frozenset(name for name, role in functions.items() if role == "coupling"),
+        tables=frozenset(tables),
+        activations=frozenset(behind - norms),
     )
 
 
-def _function_parameters(graph: ir.Graph) -> tuple[set[str], set[str]]:
-    norms: set[str] = set()
-    positive: set[str] = set()
-    by_op = {op: (f, first) for f in REGISTRY.values() for op, first in ((f.op_type, 1), (f.skip_op_type, 2))}
-    for node in graph:
-        if node.domain != DOMAIN or node.op_type not in by_op:
-            continue
-        function, first = by_op[node.op_type]
-        values = [value for value in node.inputs[first:] if value is not None and value.is_initializer()]
-        norms.update(str(value.name) for value in values)
-        for name, value in zip(function.parameter_names, node.inputs[first + 2 :], strict=False):
-            if name in _POSITIVE and value is not None and value.is_initializer():
-                positive.add(str(value.name))
-    return norms, positive
+def _function_parameters(graph: ir.Graph) -> dict[str, str]:
+    """The float initializers of our functions, by name, with what they are to them."""
+    return {
+        value.name: role
+        for node in graph
+        for role, value in function_inputs(node).items()
+        if value.name and value.is_initializer() and role != "channels"
+    }
 
 
 def _weights_read(node: ir.Node, roots: dict[str, frozenset[str]], behind: set[str]) -> Iterator[ir.Value]:

@@ -16,7 +16,7 @@ torch = pytest.importorskip("torch", reason="needs PyTorch: pip install dynorm-o
 from torch import Tensor, nn  # noqa: E402
 
 from dynorm_onnx.pytorch.distil import distil  # noqa: E402
-from dynorm_onnx.pytorch.distil.losses import kl  # noqa: E402
+from dynorm_onnx.pytorch.distil.losses import kl, total  # noqa: E402
 from dynorm_onnx.pytorch.distil.module_basis import bases_learned, learned_bases, usable_streams  # noqa: E402
 from dynorm_onnx.pytorch.distil.module_streams import find_module_streams  # noqa: E402
 from dynorm_onnx.pytorch.distil.optimizer import trained_parameters  # noqa: E402
@@ -184,10 +184,10 @@ def test_a_distillation_learns_it_with_the_weights() -> None:
     teacher, student = made(Model)
     names = list(student.state_dict())
     with torch.no_grad():
-        before = float(kl(call(student), call(teacher), None))
+        before = float(total([kl(call(student), call(teacher), None)]))
     distil(student, teacher, [IDS], steps=60, learning_rate=0.01, logits="output", precision="float32")
     with torch.no_grad():
-        assert float(kl(call(student), call(teacher), None)) < 0.3 * before
+        assert float(total([kl(call(student), call(teacher), None)])) < 0.3 * before
     assert list(student.state_dict()) == names
 
 

@@ -52,3 +52,15 @@ def test_every_parameter_is_moved_by_one_optimiser_at_a_rate_relative_to_its_siz
         wanted = 0.002 if t.is_norm else 0.01 * (MATRIX_RATE if t.is_matrix else 1)
         assert rates[id(t.parameter)] == pytest.approx(wanted * t.size)
     assert len(make_optimizers(trained_parameters(small(), "norms"), 0.01, 0.002, torch.float32)) == 1
+
+
+def test_a_few_huge_weights_of_a_vector_do_not_speed_up_all_others() -> None:
+    module = nn.ModuleDict({"norm": DyISRU(64)})
+    with torch.no_grad():
+        module["norm"].weight.copy_(0.2 * torch.randn(64, generator=torch.Generator().manual_seed(0)))
+        usual = {t.name: t.size for t in trained_parameters(module, "norms")}["norm.weight"]
+        median = float(module["norm"].weight.abs().median())
+        module["norm"].weight[5] = 1e6
+    assert usual == pytest.approx(0.2, rel=0.2)
+    found = {t.name: t.size for t in trained_parameters(module, "norms")}["norm.weight"]
+    assert found == pytest.approx(20 * median, rel=0.1)

@@ -11,14 +11,16 @@ import onnx_ir as ir
 import pytest
 
 from dynorm_onnx.errors import DataError, ModelError
-from dynorm_onnx.functions import REGISTRY, Form, onnx_function
+from dynorm_onnx.functions import OPERATORS, onnx_function
 from dynorm_onnx.graph import model_io
+from dynorm_onnx.graph.rewrite import set_initializers
 from dynorm_onnx.runtime.session import make_session
 from tests.tolerances import TOLERANCE, relative_error
 
 torch = pytest.importorskip("torch", reason="needs PyTorch: pip install dynorm-onnx[torch]")
 
 from dynorm_onnx.pytorch.graph import GraphModule  # noqa: E402
+from tests.pytorch.graph.case import Case  # noqa: E402
 
 BYTE_LLAMA = Path(__file__).parents[3] / "models" / "byte_llama" / "byte_llama.onnx"
 
@@ -82,41 +84,63 @@ def test_checkpointing_keeps_less(llama: ir.Model, ids: torch.Tensor) -> None:
     assert kept[1] < kept[0] / 4
 
 
-@pytest.mark.parametrize("name", [*REGISTRY])
-@pytest.mark.parametrize("skip", [False, True])
-@pytest.mark.parametrize("kind", ["float32", "float16"])
-def test_our_functions_give_what_their_bodies_give(name: str, skip: bool, kind: str) -> None:
-    function = REGISTRY[name]
+def model_of(op: str, kind: str = "float32") -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+    """One of our operators, and arrays by the names of its inputs: data are the model's, others initializers."""
+    function, form = OPERATORS[op]
     rng = np.random.default_rng(3)
     element = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(kind))
-    arrays = {"x": rng.standard_normal((4, 8)) * 3, "skip": rng.standard_normal((4, 8)), "w": rng.standard_normal(8),
-              "b": rng.standard_normal(8)}  # fmt: skip
+    arrays = {"X": rng.standard_normal((4, 8)) * 3, "skip": rng.standard_normal((4, 8)),
+              "weight": rng.standard_normal(8), "bias": rng.standard_normal(8)}  # fmt: skip
     arrays = {key: array.astype(kind) for key, array in arrays.items()}
     arrays |= {key: rng.uniform(0.5, 2, 8).astype(np.float32) for key in function.parameter_names}
-    names = ["x", *(["skip"] if skip else []), "w", "b", *function.parameter_names]
-    outputs = ["y", "total"] if skip else ["y"]
-    node = onnx.helper.make_node(
-        function.skip_op_type if skip else function.op_type, names, outputs, name="n", domain="dynorm"
-    )
+    arrays |= {"channels": np.array([6, 0, 3]), "coupling": np.array([0.3, 1e-6, 0.02], np.float32)}
+    names, data = function.input_names(form), ["X", "skip"][: 1 + form.skip]
+    outputs = ["Y", "residual"][: 1 + form.skip]
     graph = onnx.helper.make_graph(
-        [node], "g",
-        [onnx.helper.make_tensor_value_info(key, element, [4, 8]) for key in names[: 2 if skip else 1]],
+        [onnx.helper.make_node(op, names, outputs, name="n", domain="dynorm")], "g",
+        [onnx.helper.make_tensor_value_info(key, element, [4, 8]) for key in data],
         [onnx.helper.make_tensor_value_info(key, element, [4, 8]) for key in outputs],
-        [onnx.numpy_helper.from_array(arrays[key], key) for key in names[2 if skip else 1 :]],
+        [onnx.numpy_helper.from_array(arrays[key], key) for key in names if key not in data],
     )  # fmt: skip
     imports = [onnx.helper.make_opsetid("", 18), onnx.helper.make_opsetid("dynorm", 1)]
-    proto = onnx.helper.make_model(
-        graph, opset_imports=imports, functions=[onnx_function(function, 18, element, Form(skip))], ir_version=8
-    )
-    feeds = {key: arrays[key] for key in names[: 2 if skip else 1]}
+    bodies = [onnx_function(function, 18, element, form)]
+    proto = onnx.helper.make_model(graph, opset_imports=imports, functions=bodies, ir_version=8)
+    return proto, {key: arrays[key] for key in names}
+
+
+@pytest.mark.parametrize("op", [*OPERATORS])
+@pytest.mark.parametrize("kind", ["float32", "float16"])
+def test_our_functions_give_what_their_bodies_give(op: str, kind: str) -> None:
+    proto, arrays = model_of(op, kind)
+    feeds = {key: arrays[key] for key in ("X", "skip") if key in arrays}
     module = GraphModule(ir.from_proto(proto))
     with torch.no_grad():
         found = module(**{key: torch.from_numpy(array) for key, array in feeds.items()})
-    for expected, key in zip(make_session(proto).run(None, feeds), outputs, strict=True):
-        assert relative_error(found[key].numpy(), expected) < TOLERANCE[kind]
-    inside = module.initializers(names[2 if skip else 1 :])  # alpha and beta come back from their logarithms
+    for expected, tensor in zip(make_session(proto, kernels=False).run(None, feeds), found.values(), strict=True):
+        assert relative_error(tensor.numpy(), expected) < TOLERANCE[kind]
+    trained = [key for key in arrays if key not in ("X", "skip", "channels")]
+    inside = module.initializers(trained)  # alpha, beta and coupling come back from their logarithms
     assert all(relative_error(inside[key], arrays[key]) < 1e-6 for key in inside)
-    assert len(module.norm_parameters()) == len(inside) == len(module.learned())
+    assert set(module.learned()) == set(trained) and len(module.norm_parameters()) == len(trained)
+
+
+@pytest.mark.parametrize("op", [*OPERATORS])
+def test_gradients_of_our_functions_are_those_of_finite_differences(op: str) -> None:
+    """Of data and parameters, strengths of coupled channels among them."""
+    _, arrays = model_of(op)
+    assert Case(op, list(arrays.values()), domain="dynorm", outputs=1 + OPERATORS[op][1].skip).gradients_agree()
+
+
+def test_a_strength_of_zero_stays_zero() -> None:
+    proto, arrays = model_of("CoupledDyISRU")
+    arrays["coupling"][1] = 0
+    model = ir.from_proto(proto)
+    set_initializers(model, {"coupling": arrays["coupling"]})
+    module = GraphModule(model)
+    module(X=torch.from_numpy(arrays["X"]))["Y"].square().sum().backward()
+    gradient = module.learned()["coupling"].grad
+    assert gradient is not None and gradient.isfinite().all() and gradient[1] == 0 and gradient[0] != 0
+    np.testing.assert_allclose(module.initializers(["coupling"])["coupling"], arrays["coupling"], rtol=1e-6)
 
 
 SHARED = """

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional
 
-from dynorm_onnx.functions import DOMAIN
+from dynorm_onnx.functions import DOMAIN, OPERATORS
+from dynorm_onnx.functions.coupling import LARGEST
 from dynorm_onnx.pytorch.graph.operators.base import MICROSOFT, Node, Tensor, operator
 
 
@@ -155,15 +156,28 @@ def _derf(x: Tensor, alpha: Tensor, shift: Tensor) -> Tensor:
 _CORES: dict[str, Callable[..., Tensor]] = {"DyISRU": _dyisru, "DyT": _dyt, "Derf": _derf}
 
 
-@operator(*_CORES, domain=DOMAIN)
+def coupled_squares(x: Tensor, channels: Tensor) -> Tensor:
+    """What coupled channels put into the sum: x [..., C] gives their bounded squares [..., k]."""
+    return x.index_select(-1, channels).clamp(-LARGEST, LARGEST).square()
+
+
+@operator(*(op for op, (_, form) in OPERATORS.items() if not form.skip), domain=DOMAIN)
 def function(node: Node, x: Tensor, weight: Tensor, bias: Tensor, *parameters: Tensor) -> Tensor:
-    """weight core(x) + bias, computed in float32 or double."""
+    """weight core(x) + bias, computed in float32 or double; in the coupled forms weight core(g x) + bias."""
+    kind, form = OPERATORS[node.op_type]
     compute = torch.promote_types(_wide(x).dtype, _wide(weight).dtype)
-    core = _CORES[node.op_type.removeprefix("Skip")](x.to(compute), *(p.to(compute) for p in parameters))
+    own, coupling = parameters[: len(kind.parameter_names)], parameters[len(kind.parameter_names) :]
+    wide = x.to(compute)
+    if form.coupled:
+        channels, strengths = coupling
+        # no product of matrices: autocast would round it
+        squares = (strengths.to(compute) * coupled_squares(wide, channels)).sum(-1, keepdim=True)
+        wide = wide * torch.rsqrt(1 + squares)
+    core = _CORES[kind.op_type](wide, *(p.to(compute) for p in own))
     return torch.addcmul(bias.to(compute), weight.to(compute), core).to(x.dtype)
 
 
-@operator(*(f"Skip{name}" for name in _CORES), domain=DOMAIN)
+@operator(*(op for op, (_, form) in OPERATORS.items() if form.skip), domain=DOMAIN)
 def skip_function(node: Node, x: Tensor, skip: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
     """The function of the sum, and the sum."""
     total = x + skip
