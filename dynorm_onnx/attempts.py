@@ -88,6 +88,7 @@ def distilled(
             checkpoint=config.checkpoint_path,
             seed=config.seed,
             progress=advance,
+            coupled=config.coupled,
             block_steps=config.block_steps,
         )
     converted = rewritten(config, lowered, norms, calibrated)

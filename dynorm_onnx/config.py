@@ -31,7 +31,7 @@ class ConvertConfig:
     samples: int = 256
     max_length: int = 256
     method: str = "reconstruct"
-    coupled: int | None = None  # at most how many channels stay in each norm's sum; None: as many as it needs
+    coupled: int | None = None  # at most how many channels stay in each norm's sum; None: as many as the model needs
     steps: int = 600  # batches of about 2,048 tokens that "distil" trains on
     learning_rate: float = 0.003  # of "distil", relative to each weight's root mean square
     train: str = "all"  # what it trains: "norms", the parameters of the functions, or "all" weights

@@ -155,7 +155,8 @@ def _leeway(
     if config.to == "rmsnorm" or data is None:
         return {}
     with clock.step("look") as advance:
-        return leeways(config.coupled, lowered, norms, data.calibration, advance)
+        fades = config.method == "distil"
+        return leeways(config.coupled, lowered, norms, data.calibration, advance, fades=fades)
 
 
 def _require_same_outputs(config: ConvertConfig, fused: ir.Model, data: CalibrationData | None) -> None:

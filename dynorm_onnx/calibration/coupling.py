@@ -43,12 +43,13 @@ class Chosen:
 
     `length_errors` [k + 1] are the relative errors of held-out tokens' S as the constant alone gives it, then with the
     first channel, the first two, ...; massive tokens together count as much there as all others. `ordinary_error` is
-    that of the others alone, with all k.
+    that of the others alone, with all k. `has_massive` says whether there are massive tokens.
     """
 
     coupling: Coupling | None
     length_errors: tuple[float, ...]
     ordinary_error: float
+    has_massive: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +93,7 @@ def choose_coupling(kind: str, epsilon: float, batches: Callable[[], Iterator[Ro
     """
     seen = _look(kind, epsilon, batches())
     if seen is None:
-        return Chosen(None, (), 0.0)
+        return Chosen(None, (), 0.0, False)
     nothing = SquareSums.nothing(len(seen.candidates))
     training, held_out, ordinary = nothing, nothing, nothing
     for rows in batches():
@@ -122,6 +123,7 @@ class _Seen:
     candidates: np.ndarray  # the channels whose share of S varies most, in order
     usual: float  # the median S
     massive_weight: float  # of each massive token, so that all together weigh as much as all others
+    has_massive: bool
 
     @property
     def massive_from(self) -> float:
@@ -146,7 +148,7 @@ def _look(kind: str, epsilon: float, batches: Iterable[Rows]) -> _Seen | None:
     massive = joined > MASSIVE**2 * usual
     balance = weight[~massive].sum() / weight[massive].sum() if massive.any() else 1.0
     candidates = np.sort(np.argsort(-total, kind="stable")[: min(CANDIDATES, len(total))])
-    return _Seen(candidates, usual, max(float(balance), 1.0))
+    return _Seen(candidates, usual, max(float(balance), 1.0), bool(massive.any()))
 
 
 def _greedy(training: SquareSums, judged: SquareSums, ordinary: SquareSums, seen: _Seen, most: int) -> Chosen:
@@ -165,10 +167,10 @@ def _greedy(training: SquareSums, judged: SquareSums, ordinary: SquareSums, seen
     places, kappas = path[enough]
     left = ordinary.relative_error(places, kappas)
     if enough == 0:
-        return Chosen(None, tuple(errors[:1]), left)
+        return Chosen(None, tuple(errors[:1]), left, seen.has_massive)
     strengths = kappas[1:] / max(float(kappas[0]), SMALLEST_CONSTANT * seen.usual)
     coupling = Coupling(seen.candidates[np.array(places[1:]) - 1], strengths)
-    return Chosen(coupling, tuple(errors[: enough + 1]), left)
+    return Chosen(coupling, tuple(errors[: enough + 1]), left, seen.has_massive)
 
 
 def _most_promising(sums: SquareSums, places: list[int], kappas: np.ndarray) -> int | None:

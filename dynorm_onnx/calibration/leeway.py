@@ -23,11 +23,15 @@ def leeways(
     norms: Sequence[LoweredNorm],
     batches: Sequence[Feeds],
     progress: Callable[[int, int], None],
+    *,
+    fades: bool = False,
 ) -> dict[str, Leeway]:
     """By site, the leeway of its fit. `coupled` None: MOST_COUPLED at all norms over as many channels as one that sees
-    massive tokens, none at others, so that a model without any stays one of single channels."""
-    if coupled is not None:
+    massive tokens, none at others, so that a model without any stays one of single channels. `fades`: a training
+    follows in which channels fade to `coupled`, and it begins with what the model needs if that is more."""
+    if coupled is not None and not fades:
         return {norm.site_name: Leeway(coupled) for norm in norms}
     massive = massive_sites(lowered, norms, batches, progress)
     streams = {norm.channels for norm in norms if norm.site_name in massive}
-    return {norm.site_name: Leeway(MOST_COUPLED if norm.channels in streams else 0) for norm in norms}
+    least = coupled or 0
+    return {norm.site_name: Leeway(max(least, MOST_COUPLED * (norm.channels in streams))) for norm in norms}

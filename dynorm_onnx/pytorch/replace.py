@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from dynorm_onnx.calibration.fit import Fit
+from dynorm_onnx.calibration.fit_rows import Leeway
 from dynorm_onnx.errors import NoSiteError, UsageError
 from dynorm_onnx.functions import REGISTRY
 from dynorm_onnx.graph.select import matcher
@@ -71,6 +72,7 @@ def replace_norms(
     *,
     only: str | Sequence[str] = (),
     keep: str | Sequence[str] = (),
+    coupled: int = 0,
     per_channel: bool | None = None,
     initial: Mapping[str, float] | None = None,
     language_model: bool | None = None,
@@ -88,6 +90,9 @@ def replace_norms(
             fits ONNX files. What is alive at a norm is held for all batches. Without data they get the papers'
             initial values, for training from scratch.
         only, keep: which norms, by glob or "re:" expression over their paths.
+        coupled: with data, how many channels of each norm may stay in its sum, chosen by what they tell of a token's
+            length (functions/coupling.py); 0 for functions of single channels. Language models with attention sinks
+            need some: 32 where `convert` would.
         per_channel: one alpha (beta, shift) for each channel or for all. By default for each with data,
             for all without, as in the papers. With data False is refused: the fits are per channel.
         initial: without data, keyword arguments of the modules that differ, such as {"alpha": 0.8}.
@@ -100,6 +105,8 @@ def replace_norms(
         NoSiteError: the model has no norm that could be replaced.
         DataError: the data holds no batch.
     """
+    if coupled < 0 or (coupled and data is None):
+        raise UsageError(f"coupled={coupled}: channels are chosen on data, and at least 0 of them")
     if to not in MODULES:
         raise UsageError(f"to={to!r} is not one of {', '.join(MODULES)}")
     if data is not None and (per_channel is False or initial):
@@ -117,7 +124,15 @@ def replace_norms(
         made = {name: start(name, norm) for name, norm in chosen.items() if norm.channels is not None}
         errors: dict[str, float] = {}
     else:
-        fits = fit_norms(model, chosen, REGISTRY[to], data, lambda name, fit: _fitted(to, chosen[name], fit), progress)
+        fits = fit_norms(
+            model,
+            chosen,
+            REGISTRY[to],
+            data,
+            lambda name, fit: _fitted(to, chosen[name], fit),
+            progress,
+            Leeway(coupled),
+        )
         made = {name: module for name, (_, module) in fits.items()}
         errors = {name: fit.relative_error for name, (fit, _) in fits.items()}
     everywhere = {names[0]: names for names in places(model).values()}

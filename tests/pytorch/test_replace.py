@@ -122,8 +122,9 @@ def test_the_fit_reads_the_converted_model() -> None:
     assert relative_error(together.final.to_parameters().weight, alone.final.to_parameters().weight) > 1e-3
 
 
+@pytest.mark.parametrize("coupled", [0, 3], ids=["pure", "coupled"])
 @pytest.mark.parametrize("name", ["llama", "bert"])
-def test_the_fits_are_those_of_the_onnx_path(name: str, tmp_path: Path) -> None:
+def test_the_fits_are_those_of_the_onnx_path(name: str, coupled: int, tmp_path: Path) -> None:
     original = hf_models.build(name)
     batches = [hf_models.inputs(name, rows=4, seed=seed) for seed in range(3)]
     path = tmp_path / "original.onnx"
@@ -134,9 +135,9 @@ def test_the_fits_are_those_of_the_onnx_path(name: str, tmp_path: Path) -> None:
     prepared = model_io.prepare(model_io.load(path))
     norms = lower(prepared, find_sites(prepared, run=run_model).sites)
     feeds = [{key: value.numpy() for key, value in batch.items()} for batch in batches]
-    leeway = {norm.site_name: Leeway() for norm in norms}
+    leeway = {norm.site_name: Leeway(coupled) for norm in norms}
     fits = calibrate_norms(prepared, norms, REGISTRY["dyisru"], feeds, lambda done, total: None, leeway).fits
-    report = replace_norms(original, "dyisru", batches)
+    report = replace_norms(original, "dyisru", batches, coupled=coupled)
     assert len(fits) == len(report.converted) == hf_models.ARCHITECTURES[name].norms
     errors = {row.name: row.error for row in report.norms}
     for site, fit in fits.items():
