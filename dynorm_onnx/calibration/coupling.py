@@ -42,8 +42,8 @@ class Chosen:
     """A coupling, None where no channel is worth it, and what each of its channels brought.
 
     `length_errors` [k + 1] are the relative errors of held-out tokens' S as the constant alone gives it, then with the
-    first channel, the first two, ...; massive tokens together count as much there as all others. `ordinary_error` is
-    that of the others alone, with all k. `has_massive` says whether there are massive tokens.
+    first channel, the first two, ... `ordinary_error` is that of tokens that are not massive, with all k. `has_massive`
+    says whether others are.
     """
 
     coupling: Coupling | None
@@ -89,23 +89,26 @@ def choose_coupling(kind: str, epsilon: float, batches: Callable[[], Iterator[Ro
     """The coupling of a norm of `kind` ("rms" or "layer"), of at most `most` channels.
 
     `batches` gives the tokens, and is read twice. Massive tokens are a class of their own: however few they are (they
-    may be one in a thousand), they count as much as all others together.
+    may be one in a thousand), the channel that makes them so is the first. The others are chosen by all tokens.
     """
     seen = _look(kind, epsilon, batches())
     if seen is None:
         return Chosen(None, (), 0.0, False)
     nothing = SquareSums.nothing(len(seen.candidates))
     training, held_out, ordinary = nothing, nothing, nothing
+    of_massive = np.zeros(len(seen.candidates))
     for rows in batches():
         lengths = squared_lengths(kind, epsilon, rows.x)
         squares = np.square(np.asarray(rows.x[:, seen.candidates], np.float64))
         weights = np.where(lengths > 0, rows.weights, 0.0)
         massive = lengths > seen.massive_from
-        balanced = weights * np.where(massive, seen.massive_weight, 1.0)
-        training = training.merge(SquareSums.of(squares, lengths, np.where(rows.held_out, 0.0, balanced)))
-        held_out = held_out.merge(SquareSums.of(squares, lengths, np.where(rows.held_out, balanced, 0.0)))
+        training = training.merge(SquareSums.of(squares, lengths, np.where(rows.held_out, 0.0, weights)))
+        held_out = held_out.merge(SquareSums.of(squares, lengths, np.where(rows.held_out, weights, 0.0)))
         ordinary = ordinary.merge(SquareSums.of(squares, lengths, np.where(rows.held_out & ~massive, weights, 0.0)))
-    return _greedy(training, held_out if held_out.tokens else training, ordinary, seen, most)
+        own = massive & ~rows.held_out
+        of_massive += (squares[own] / lengths[own, None]).sum(axis=0)
+    first = int(of_massive.argmax()) + 1 if of_massive.any() else None
+    return _greedy(training, held_out if held_out.tokens else training, ordinary, seen, first, most)
 
 
 def squared_lengths(kind: str, epsilon: float, x: np.ndarray) -> np.ndarray:
@@ -122,8 +125,6 @@ class _Seen:
 
     candidates: np.ndarray  # the channels whose share of S varies most, in order
     usual: float  # the median S
-    massive_weight: float  # of each massive token, so that all together weigh as much as all others
-    has_massive: bool
 
     @property
     def massive_from(self) -> float:
@@ -133,29 +134,27 @@ class _Seen:
 
 def _look(kind: str, epsilon: float, batches: Iterable[Rows]) -> _Seen | None:
     """None where there is no token of any length."""
-    total, lengths, weights = np.zeros(1), [np.zeros(0)], [np.zeros(0)]
+    total, lengths = np.zeros(1), [np.zeros(0)]
     for rows in batches:
         part = ~rows.held_out
         own = squared_lengths(kind, epsilon, rows.x[part])
         shares = np.square(np.asarray(rows.x[part], np.float64)) / np.where(own > 0, own, np.inf)[:, None]
         total = total + rows.weights[part].astype(np.float64) @ np.square(shares)
         lengths.append(own)
-        weights.append(rows.weights[part].astype(np.float64))
     if not total.any():
         return None
-    joined, weight = np.concatenate(lengths), np.concatenate(weights)
-    usual = float(np.median(joined))
-    massive = joined > MASSIVE**2 * usual
-    balance = weight[~massive].sum() / weight[massive].sum() if massive.any() else 1.0
     candidates = np.sort(np.argsort(-total, kind="stable")[: min(CANDIDATES, len(total))])
-    return _Seen(candidates, usual, max(float(balance), 1.0), bool(massive.any()))
+    return _Seen(candidates, float(np.median(np.concatenate(lengths))))
 
 
-def _greedy(training: SquareSums, judged: SquareSums, ordinary: SquareSums, seen: _Seen, most: int) -> Chosen:
+def _greedy(
+    training: SquareSums, judged: SquareSums, ordinary: SquareSums, seen: _Seen, first: int | None, most: int
+) -> Chosen:
+    """`first` is the place of the channel that massive tokens are massive in, None where there are none."""
     path = [_not_negative(training, [0])]
     errors = [judged.relative_error(*path[0])]
     while len(path) <= min(most, len(seen.candidates)) and errors[-1] > SMALL_ENOUGH:
-        best = _most_promising(training, *path[-1])
+        best = first if len(path) == 1 and first is not None else _most_promising(training, *path[-1])
         if best is None:
             break
         more = _not_negative(training, [*path[-1][0], best])
@@ -163,14 +162,16 @@ def _greedy(training: SquareSums, judged: SquareSums, ordinary: SquareSums, seen
             break
         path.append(more)
         errors.append(judged.relative_error(*more))
-    enough = next(size for size, error in enumerate(errors) if error**2 <= (1 + LEFT_OVER) * min(errors) ** 2)
+    least = int(first is not None and len(path) > 1)
+    allowed = (1 + LEFT_OVER) * min(errors[least:]) ** 2
+    enough = next(size for size, error in enumerate(errors) if size >= least and error**2 <= allowed)
     places, kappas = path[enough]
     left = ordinary.relative_error(places, kappas)
     if enough == 0:
-        return Chosen(None, tuple(errors[:1]), left, seen.has_massive)
+        return Chosen(None, tuple(errors[:1]), left, first is not None)
     strengths = kappas[1:] / max(float(kappas[0]), SMALLEST_CONSTANT * seen.usual)
     coupling = Coupling(seen.candidates[np.array(places[1:]) - 1], strengths)
-    return Chosen(coupling, tuple(errors[: enough + 1]), left, seen.has_massive)
+    return Chosen(coupling, tuple(errors[: enough + 1]), left, first is not None)
 
 
 def _most_promising(sums: SquareSums, places: list[int], kappas: np.ndarray) -> int | None:

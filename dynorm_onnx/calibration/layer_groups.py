@@ -19,23 +19,38 @@ GRAM_LIMIT = 6 << 30
 """Bytes that the sums of one group of layers may take; a layer above it is left, and named."""
 
 
+EVENNESS = 0.5
+"""How far a residual stream's tokens are brought to one length: 0 not at all, 1 wholly (docs/quality.md). A function of
+single channels stands in for a norm the better, the less the lengths of its tokens differ, and what the norm lost is
+the length. Where channels are coupled the length is not lost, and 0 is right."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class LayerGroup:
     """Linear layers that read the same x: they share its sums and are solved together."""
 
     layers: tuple[LinearLayer, ...]
     corrects_stream: frozenset[str]  # layers whose target carries the stream's error
+    evenness: float
 
     @property
     def x(self) -> str:
         """The name of the shared input."""
         return str(self.layers[0].x.name)
 
+    @property
+    def by_length(self) -> bool:
+        """Whether a token's error counts relative to its length: where all layers write into a stream whose lengths are
+        left as they are, and may be massive."""
+        return self.evenness == 0 and len(self.corrects_stream) == len(self.layers)
+
 
 NAMED = 4  # layers that a note names before it counts the rest
 
 
-def group_layers(graph: ir.Graph, norms: Sequence[LoweredNorm]) -> tuple[list[LayerGroup], tuple[str, ...]]:
+def group_layers(
+    graph: ir.Graph, norms: Sequence[LoweredNorm], evenness: float = EVENNESS
+) -> tuple[list[LayerGroup], tuple[str, ...]]:
     """The groups of layers that a norm can change, and notes on those that are left alone."""
     found = find_linear_layers(graph)
     notes = _left_notes(found.left)
@@ -54,7 +69,8 @@ def group_layers(graph: ir.Graph, norms: Sequence[LoweredNorm]) -> tuple[list[La
     stages = value_stages(graph, points)
     place = {point.name: index for index, point in enumerate(order_points(graph, points))}
     groups = [
-        LayerGroup(layers, frozenset(_correctable(layers, stages, place[_group_name(layers)]))) for layers in members
+        LayerGroup(layers, frozenset(_correctable(layers, stages, place[_group_name(layers)])), evenness)
+        for layers in members
     ]
     return groups, tuple(notes)
 

@@ -14,9 +14,6 @@ from dynorm_onnx.calibration.stages import Activations
 from dynorm_onnx.calibration.weights import row_weights
 from dynorm_onnx.graph.linear import LinearLayer
 
-EVENNESS = 0.5
-"""How far a residual stream's tokens are brought to one length: 0 not at all, 1 wholly (docs/quality.md)."""
-
 
 class LayerData(Protocol):
     """Tokens gathered for a group of layers."""
@@ -79,10 +76,12 @@ def gather(group: LayerGroup, activations: Callable[[], Iterator[Activations]]) 
     for batch in activations():
         original, converted = (rows_of(values[group.x], axis) for values in (batch.original, batch.converted))
         counts = row_weights(batch.token_weights, np.moveaxis(batch.converted[group.x], axis, -1))
+        if group.by_length:
+            counts = counts / np.maximum(np.mean(np.square(_stream_total(group.layers[0], batch)), axis=1), 1e-30)
         usable = np.isfinite(original).all(1) & np.isfinite(converted).all(1) & (counts > 0)
         root = np.sqrt(counts[usable])[:, None]  # in both factors of every sum
         stream = {
-            layer.name: root * stream_error(layer, batch)[usable]
+            layer.name: root * stream_error(layer, batch, group.evenness)[usable]
             for layer in group.layers
             if layer.name in group.corrects_stream
         }
@@ -94,21 +93,24 @@ def gather(group: LayerGroup, activations: Callable[[], Iterator[Activations]]) 
     return parts
 
 
-def stream_error(layer: LinearLayer, batch: Activations) -> np.ndarray:
-    """What the layer must add to its original output so that the sum with the stream is what it should be.
-
-    That is the original's sum with its length evened out: a function of single channels stands in for a
-    norm the better, the less the lengths of its tokens differ, and what the norm lost is the length.
-    """
+def stream_error(layer: LinearLayer, batch: Activations, evenness: float) -> np.ndarray:
+    """What the layer must add to its original output so that the sum with the stream is what it should be: the
+    original's sum, its length evened out by `evenness`."""
     assert layer.residual is not None
     name, axis = str(layer.residual.stream.name), layer.feature_axis
-    stream = rows_of(batch.original[name], axis)
-    output = rows_of(batch.original[str(layer.x.name)], axis) @ layer.matrix().astype(np.float32)
-    total = stream + output + layer.offset().astype(np.float32)
+    total = _stream_total(layer, batch)
     length = np.sqrt(np.mean(np.square(total), axis=1, keepdims=True)) + 1e-30
     usual = np.exp(np.mean(np.log(length)))
-    wanted = total * (usual / length) ** EVENNESS
-    return wanted - output - layer.offset().astype(np.float32) - rows_of(batch.converted[name], axis)
+    wanted = total * (usual / length) ** evenness
+    return wanted - (total - rows_of(batch.original[name], axis)) - rows_of(batch.converted[name], axis)
+
+
+def _stream_total(layer: LinearLayer, batch: Activations) -> np.ndarray:
+    """The original's stream behind the layer, [tokens, outputs] float32."""
+    assert layer.residual is not None
+    output = rows_of(batch.original[str(layer.x.name)], layer.feature_axis) @ layer.matrix().astype(np.float32)
+    stream = rows_of(batch.original[str(layer.residual.stream.name)], layer.feature_axis)
+    return stream + output + layer.offset().astype(np.float32)
 
 
 def rows_of(array: np.ndarray, axis: int) -> np.ndarray:

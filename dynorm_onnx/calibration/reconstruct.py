@@ -18,7 +18,7 @@ from dynorm_onnx.calibration.data import signature
 from dynorm_onnx.calibration.fit import Fit
 from dynorm_onnx.calibration.fit_rows import Leeway
 from dynorm_onnx.calibration.last_layer import fit_logits_layer, is_too_large
-from dynorm_onnx.calibration.layer_groups import LayerGroup, group_layers, group_point
+from dynorm_onnx.calibration.layer_groups import EVENNESS, LayerGroup, group_layers, group_point
 from dynorm_onnx.calibration.layer_sums import gather
 from dynorm_onnx.calibration.norms import Calibrated, Solver, norm_solvers, solve_in_order
 from dynorm_onnx.calibration.plan import SolvePoint
@@ -47,7 +47,8 @@ def reconstruct(
     leeway: Mapping[str, Leeway],
 ) -> Calibrated:
     """Fit all norms and re-fit all linear layers behind the first. `lowered` is not changed; `leeway` as for "fit"."""
-    groups, notes = group_layers(lowered.graph, norms)
+    coupled = any(own.most_coupled for own in leeway.values())
+    groups, notes = group_layers(lowered.graph, norms, 0.0 if coupled else EVENNESS)
     logits = signature(lowered).logits
     tail = find_tail([layer for group in groups for layer in group.layers], norms, logits)
     notes += tuple(
