@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from dynorm_onnx.calibration.coupling import Chosen, choose_coupling
+from dynorm_onnx.calibration.coupling import SINKS, Chosen, choose_coupling
 from dynorm_onnx.calibration.fit import Fit, error_on, fit
 from dynorm_onnx.calibration.moments import Moments, Range, moments_of
 from dynorm_onnx.calibration.rows import Rows
@@ -20,16 +20,20 @@ STEEPER_BY_ERROR = 8.0
 
 
 def steeper(chosen: Chosen) -> float:
-    """How much steeper than least squares asks a function is made: 1 + STEEPER_BY_ERROR e, at most STEEPEST, where e is
-    the relative error to which the coupled channels tell a held-out token's S (without any, how much S varies).
+    """How much steeper than least squares asks a function is made: STEEPEST; where channels are coupled 1 +
+    STEEPER_BY_ERROR e, if that is less, e being the relative error to which they tell a held-out token's S.
 
     A norm takes no notice of its input's length; a function of single channels does, the less the more it saturates.
     Least squares sees one norm at a time and chooses nearly straight lines, through which an error in length runs on
-    and grows from layer to layer. What a gain takes out of the lengths needs no saturation. Where tokens are massive it
+    and grows from layer to layer. What a gain takes out of the lengths needs no saturation. Where tokens are sinks it
     would do harm: what the norm mutes in them is small, and a steep function enlarges what is small. (docs/quality.md
     has the measurements.)
     """
-    return 1.0 if chosen.has_massive else min(1 + STEEPER_BY_ERROR * chosen.ordinary_error, STEEPEST)
+    if chosen.longest >= SINKS:
+        return 1.0
+    if chosen.coupling is None:
+        return STEEPEST
+    return min(1 + STEEPER_BY_ERROR * chosen.ordinary_error, STEEPEST)
 
 
 @dataclasses.dataclass(frozen=True)

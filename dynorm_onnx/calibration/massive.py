@@ -13,16 +13,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from dynorm_onnx.calibration.coupling import squared_lengths
+from dynorm_onnx.calibration.coupling import SINKS, squared_lengths
 from dynorm_onnx.calibration.observe import observe, usable_rows
 from dynorm_onnx.graph.lower import LoweredNorm
 from dynorm_onnx.runtime.arrays import Feeds
 
 log = logging.getLogger(__name__)
-
-NEEDED_FROM = 20.0
-"""A model whose longest token is so many times as long as the median is not left to functions of single channels.
-Between MASSIVE and this they lose something that coupled channels would keep, but the model works."""
 
 LOOKED_AT = 4  # batches
 
@@ -33,7 +29,7 @@ def massive_sites(
     batches: Sequence[Feeds],
     progress: Callable[[int, int], None],
 ) -> dict[str, float]:
-    """By site, how many times as long as the median its longest token is, where that is NEEDED_FROM or more.
+    """By site, how many times as long as the median its longest token is, where that is SINKS or more.
 
     The original is run over the first few batches.
     """
@@ -46,7 +42,7 @@ def massive_sites(
             lengths.append(np.sqrt(squared_lengths(norm.kind, norm.epsilon, rows)))
         joined = np.concatenate(lengths)
         ratio = float(joined.max() / max(np.median(joined), 1e-30)) if len(joined) else 0.0
-        if ratio >= NEEDED_FROM:
+        if ratio >= SINKS:
             log.info("%s: its longest token is %.0f times as long as the median", norm.site_name, ratio)
             found[norm.site_name] = ratio
     return found
