@@ -36,24 +36,18 @@ SMALLEST_CONSTANT = 1e-6  # of the usual S: a constant of 0 would leave nothing 
 MASSIVE = 5.0
 """A token is massive where it is so many times as long as the median token at the same norm."""
 
-SINKS = 20.0
-"""Where tokens are so many times as long, attention uses them as sinks, and a model is not left to functions of single
-channels. Between MASSIVE and this it loses something that coupled channels would keep, but it works."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Chosen:
     """A coupling, None where no channel is worth it, and what each of its channels brought.
 
     `length_errors` [k + 1] are the relative errors of held-out tokens' S as the constant alone gives it, then with the
-    first channel, the first two, ... `ordinary_error` is that of tokens that are not massive, with all k. `longest` is
-    the length of the longest token over the median.
+    first channel, the first two, ... `ordinary_error` is that of tokens that are not massive, with all k.
     """
 
     coupling: Coupling | None
     length_errors: tuple[float, ...]
     ordinary_error: float
-    longest: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +91,7 @@ def choose_coupling(kind: str, epsilon: float, batches: Callable[[], Iterator[Ro
     """
     seen = _look(kind, epsilon, batches())
     if seen is None:
-        return Chosen(None, (), 0.0, 0.0)
+        return Chosen(None, (), 0.0)
     nothing = SquareSums.nothing(len(seen.candidates))
     training, held_out, ordinary = nothing, nothing, nothing
     of_massive = np.zeros(len(seen.candidates))
@@ -129,7 +123,6 @@ class _Seen:
 
     candidates: np.ndarray  # the channels whose share of S varies most, in order
     usual: float  # the median S
-    longest: float
 
     @property
     def massive_from(self) -> float:
@@ -149,9 +142,7 @@ def _look(kind: str, epsilon: float, batches: Iterable[Rows]) -> _Seen | None:
     if not total.any():
         return None
     candidates = np.sort(np.argsort(-total, kind="stable")[: min(CANDIDATES, len(total))])
-    joined = np.concatenate(lengths)
-    usual = float(np.median(joined))
-    return _Seen(candidates, usual, float(np.sqrt(joined.max() / max(usual, 1e-300))))
+    return _Seen(candidates, float(np.median(np.concatenate(lengths))))
 
 
 def _greedy(
@@ -175,10 +166,10 @@ def _greedy(
     places, kappas = path[enough]
     left = ordinary.relative_error(places, kappas)
     if enough == 0:
-        return Chosen(None, tuple(errors[:1]), left, seen.longest)
+        return Chosen(None, tuple(errors[:1]), left)
     strengths = kappas[1:] / max(float(kappas[0]), SMALLEST_CONSTANT * seen.usual)
     coupling = Coupling(seen.candidates[np.array(places[1:]) - 1], strengths)
-    return Chosen(coupling, tuple(errors[: enough + 1]), left, seen.longest)
+    return Chosen(coupling, tuple(errors[: enough + 1]), left)
 
 
 def _most_promising(sums: SquareSums, places: list[int], kappas: np.ndarray) -> int | None:

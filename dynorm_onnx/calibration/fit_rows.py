@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from dynorm_onnx.calibration.coupling import SINKS, Chosen, choose_coupling
+from dynorm_onnx.calibration.coupling import Chosen, choose_coupling
 from dynorm_onnx.calibration.fit import Fit, error_on, fit
 from dynorm_onnx.calibration.moments import Moments, Range, moments_of
 from dynorm_onnx.calibration.rows import Rows
@@ -19,28 +19,29 @@ STEEPEST = 3.0
 STEEPER_BY_ERROR = 8.0
 
 
+@dataclasses.dataclass(frozen=True)
+class Leeway:
+    """What the fit of one norm may do: couple at most so many channels; make the function steeper than least squares
+    asks, or not (`straight`), as where a stream has sinks.
+    """
+
+    most_coupled: int = 0
+    straight: bool = False
+
+
 def steeper(chosen: Chosen) -> float:
     """How much steeper than least squares asks a function is made: STEEPEST; where channels are coupled 1 +
     STEEPER_BY_ERROR e, if that is less, e being the relative error to which they tell a held-out token's S.
 
     A norm takes no notice of its input's length; a function of single channels does, the less the more it saturates.
     Least squares sees one norm at a time and chooses nearly straight lines, through which an error in length runs on
-    and grows from layer to layer. What a gain takes out of the lengths needs no saturation. Where tokens are sinks it
-    would do harm: what the norm mutes in them is small, and a steep function enlarges what is small. (docs/quality.md
-    has the measurements.)
+    and grows from layer to layer. What a gain takes out of the lengths needs no saturation. Not for a stream with
+    sinks: what a norm mutes in them is small, and a steep function enlarges what is small. (docs/quality.md has the
+    measurements.)
     """
-    if chosen.longest >= SINKS:
-        return 1.0
     if chosen.coupling is None:
         return STEEPEST
     return min(1 + STEEPER_BY_ERROR * chosen.ordinary_error, STEEPEST)
-
-
-@dataclasses.dataclass(frozen=True)
-class Leeway:
-    """What the fit of one norm may do: couple at most so many channels."""
-
-    most_coupled: int = 0
 
 
 def fit_rows(
@@ -51,7 +52,7 @@ def fit_rows(
     coupling = chosen.coupling
     extent = functools.reduce(Range.merge, (Range.of(rows.x) for rows in _gained(coupling, batches, held_out=False)))
     moments = _moments(_gained(coupling, batches, held_out=False), extent)
-    found = fit(function, moments, extent, steeper(chosen))
+    found = fit(function, moments, extent, 1.0 if leeway.straight else steeper(chosen))
     others = _moments(_gained(coupling, batches, held_out=True), extent)
     return dataclasses.replace(
         found,

@@ -26,12 +26,20 @@ def leeways(
     *,
     fades: bool = False,
 ) -> dict[str, Leeway]:
-    """By site, the leeway of its fit. `coupled` None: MOST_COUPLED at all norms over as many channels as one that sees
-    massive tokens, none at others, so that a model without any stays one of single channels. `fades`: a training
-    follows in which channels fade to `coupled`, and it begins with what the model needs if that is more."""
-    if coupled is not None and not fades:
-        return {norm.site_name: Leeway(coupled) for norm in norms}
+    """By site, the leeway of its fit.
+
+    A stream, here all norms over as many channels, has sinks where one of its norms sees them. `coupled` None: its
+    norms couple MOST_COUPLED channels at most, all others none, so that a model without sinks stays one of single
+    channels. `fades`: a training follows in which channels fade to `coupled`; it begins with what the model needs if
+    that is more.
+    """
     massive = massive_sites(lowered, norms, batches, progress)
     streams = {norm.channels for norm in norms if norm.site_name in massive}
-    least = coupled or 0
-    return {norm.site_name: Leeway(max(least, MOST_COUPLED * (norm.channels in streams))) for norm in norms}
+
+    def leeway(has_sinks: bool) -> Leeway:
+        needed = MOST_COUPLED if has_sinks else 0
+        if coupled is None:
+            return Leeway(needed, has_sinks)
+        return Leeway(max(coupled, needed) if fades else coupled, has_sinks)
+
+    return {norm.site_name: leeway(norm.channels in streams) for norm in norms}

@@ -13,12 +13,18 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from dynorm_onnx.calibration.coupling import SINKS, squared_lengths
+from dynorm_onnx.calibration.coupling import squared_lengths
 from dynorm_onnx.calibration.observe import observe, usable_rows
 from dynorm_onnx.graph.lower import LoweredNorm
 from dynorm_onnx.runtime.arrays import Feeds
 
 log = logging.getLogger(__name__)
+
+SINKS = 20.0
+"""Where tokens are so many times as long as the median, attention uses them as sinks, and a model is not left to
+functions of single channels. Between coupling.MASSIVE and this it loses something that coupled channels would keep, but
+it works.
+"""
 
 LOOKED_AT = 4  # batches
 
