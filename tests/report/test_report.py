@@ -31,10 +31,11 @@ def test_json_holds_only_plain_values(report: Report) -> None:
     again = json.loads(json.dumps(report.as_dict(), allow_nan=False))
     assert again["model"] == str(MODEL)
     assert [site["status"] for site in again["sites"]].count("kept") == 1
+    assert all(site["coupled"] is None for site in again["sites"])  # no massive tokens
     spread = again["sites"][0]["parameters"]["beta"]
     assert 0 < spread["min"] <= spread["median"] <= spread["max"]
     assert {row["variant"] for row in again["timing"]} >= {"original", "original-fused", "converted"}
-    assert set(again["seconds"]) == {"find", "data", "fold", "calibrate", "rewrite", "validate", "time", "save"}
+    assert set(again["seconds"]) == {"find", "data", "fold", "look", "calibrate", "rewrite", "validate", "time", "save"}
     assert again["peak_memory_mib"] > 50
     assert again["changed_initializers"]
 
