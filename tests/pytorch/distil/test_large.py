@@ -7,6 +7,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from dynorm_onnx.calibration.fit_rows import Leeway
 from dynorm_onnx.calibration.norms import calibrate_norms
 from dynorm_onnx.functions import REGISTRY
 from dynorm_onnx.graph import model_io
@@ -31,7 +32,9 @@ Models = tuple[ir.Model, ir.Model, tuple[LoweredNorm, ...]]
 @pytest.fixture(scope="module")
 def models() -> Models:
     original, norms = lowered(onnx.load(MODEL))
-    fits = calibrate_norms(original, norms, REGISTRY["dyisru"], [{"input_ids": IDS}], lambda done, count: None).fits
+    leeway = {norm.site_name: Leeway() for norm in norms}
+    batches = [{"input_ids": IDS}]
+    fits = calibrate_norms(original, norms, REGISTRY["dyisru"], batches, lambda done, count: None, leeway).fits
     converted = model_io.clone(original)
     for norm in norms:
         replace(converted, norm, "dyisru", fits[norm.site_name].parameters)
