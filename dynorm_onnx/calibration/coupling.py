@@ -50,6 +50,10 @@ class Chosen:
     ordinary_error: float
 
 
+UNCOUPLED = Chosen(None, (), 0.0)
+"""Where no channel may be coupled, or no token has any length."""
+
+
 @dataclasses.dataclass(frozen=True)
 class SquareSums:
     """Sums over tokens, each divided by its S: of the products of (1, x_j^2 for each candidate j), [n + 1, n + 1]; of
@@ -91,7 +95,7 @@ def choose_coupling(kind: str, epsilon: float, batches: Callable[[], Iterator[Ro
     """
     seen = _look(kind, epsilon, batches())
     if seen is None:
-        return Chosen(None, (), 0.0)
+        return UNCOUPLED
     nothing = SquareSums.nothing(len(seen.candidates))
     training, held_out, ordinary = nothing, nothing, nothing
     of_massive = np.zeros(len(seen.candidates))

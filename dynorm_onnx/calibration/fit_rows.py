@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from dynorm_onnx.calibration.coupling import Chosen, choose_coupling
+from dynorm_onnx.calibration.coupling import UNCOUPLED, Chosen, choose_coupling
 from dynorm_onnx.calibration.fit import Fit, error_on, fit
 from dynorm_onnx.calibration.moments import Moments, Range, moments_of
 from dynorm_onnx.calibration.rows import Rows
@@ -48,7 +48,7 @@ def fit_rows(
     function: Function, kind: str, epsilon: float, batches: Callable[[], Iterator[Rows]], leeway: Leeway
 ) -> Fit:
     """The fit of one norm of `kind` over all batches, read once for each statistic."""
-    chosen = choose_coupling(kind, epsilon, batches, leeway.most_coupled)
+    chosen = choose_coupling(kind, epsilon, batches, leeway.most_coupled) if leeway.most_coupled else UNCOUPLED
     coupling = chosen.coupling
     extent = functools.reduce(Range.merge, (Range.of(rows.x) for rows in _gained(coupling, batches, held_out=False)))
     moments = _moments(_gained(coupling, batches, held_out=False), extent)
