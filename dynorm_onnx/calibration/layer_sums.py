@@ -20,7 +20,7 @@ class LayerData(Protocol):
 
     def add(self, f: np.ndarray, change: np.ndarray, stream: dict[str, np.ndarray]) -> None:
         """Add tokens (rows): the converted x with a column of ones, what x lacks of the original's, and by layer
-        what stream_error() asks to add."""
+        what _stream_error() asks to add."""
 
     def of_layer(self, layer: LinearLayer) -> Equations:
         """What one layer is solved from; the column of ones is its bias, if it has one."""
@@ -76,14 +76,15 @@ def gather(group: LayerGroup, activations: Callable[[], Iterator[Activations]]) 
     for batch in activations():
         original, converted = (rows_of(values[group.x], axis) for values in (batch.original, batch.converted))
         counts = row_weights(batch.token_weights, np.moveaxis(batch.converted[group.x], axis, -1))
+        writers = [layer for layer in group.layers if layer.name in group.corrects_stream]
+        totals = {layer.name: _stream_total(layer, batch) for layer in writers}
         if group.by_length:
-            counts = counts / np.maximum(np.mean(np.square(_stream_total(group.layers[0], batch)), axis=1), 1e-30)
+            counts = counts / np.maximum(np.mean(np.square(totals[group.layers[0].name]), axis=1), 1e-30)
         usable = np.isfinite(original).all(1) & np.isfinite(converted).all(1) & (counts > 0)
         root = np.sqrt(counts[usable])[:, None]  # in both factors of every sum
         stream = {
-            layer.name: root * stream_error(layer, batch, group.evenness)[usable]
-            for layer in group.layers
-            if layer.name in group.corrects_stream
+            layer.name: root * _stream_error(layer, batch, totals[layer.name], group.evenness)[usable]
+            for layer in writers
         }
         f = root * np.hstack([converted[usable], np.ones((len(root), 1), np.float32)])
         change = root * (original - converted)[usable]
@@ -93,12 +94,11 @@ def gather(group: LayerGroup, activations: Callable[[], Iterator[Activations]]) 
     return parts
 
 
-def stream_error(layer: LinearLayer, batch: Activations, evenness: float) -> np.ndarray:
+def _stream_error(layer: LinearLayer, batch: Activations, total: np.ndarray, evenness: float) -> np.ndarray:
     """What the layer must add to its original output so that the sum with the stream is what it should be: the
-    original's sum, its length evened out by `evenness`."""
+    original's sum, `total`, its length evened out by `evenness`."""
     assert layer.residual is not None
     name, axis = str(layer.residual.stream.name), layer.feature_axis
-    total = _stream_total(layer, batch)
     length = np.sqrt(np.mean(np.square(total), axis=1, keepdims=True)) + 1e-30
     usual = np.exp(np.mean(np.log(length)))
     wanted = total * (usual / length) ** evenness
