@@ -25,8 +25,8 @@ from torch import nn
 
 from dynorm_onnx.errors import UsageError
 from dynorm_onnx.functions import REGISTRY, Coupling, Function, NormParameters
-from dynorm_onnx.functions.coupling import LARGEST
 from dynorm_onnx.functions.dyisru import LARGEST_FLOAT32
+from dynorm_onnx.pytorch.gain import gained
 
 M = TypeVar("M", bound="ElementwiseNorm")
 
@@ -122,9 +122,7 @@ class ElementwiseNorm(nn.Module):
         strengths = self.strengths()
         if strengths is None or self.coupled_channels is None:
             return x
-        kept = x.index_select(-1, self.coupled_channels).clamp(-LARGEST, LARGEST)
-        # no product of matrices: autocast would round it
-        return x * torch.rsqrt(1 + (strengths.to(x.dtype) * kept.square()).sum(-1, keepdim=True))
+        return gained(x, self.coupled_channels, strengths)
 
     def core(self, x: torch.Tensor) -> torch.Tensor:
         """The function without weight and bias, in the type of x: float32 or float64."""

@@ -14,8 +14,8 @@ from dynorm_onnx.functions import Coupling, Function
 from dynorm_onnx.functions.coupling import INPUTS
 from dynorm_onnx.pytorch.distil.fading import EXPONENTS, CoupledNorm, Fading, Plan, plan, without_zeros
 from dynorm_onnx.pytorch.distil.losses import MASK
+from dynorm_onnx.pytorch.gain import coupled_squares
 from dynorm_onnx.pytorch.graph import GraphModule
-from dynorm_onnx.pytorch.graph.operators.norms import coupled_squares
 from dynorm_onnx.pytorch.nn import ElementwiseNorm
 
 OBSERVED_TOKENS = 16_384

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 from dynorm_onnx.functions import DOMAIN, OPERATORS
-from dynorm_onnx.functions.coupling import LARGEST
+from dynorm_onnx.pytorch.gain import gained
 from dynorm_onnx.pytorch.graph.operators.base import MICROSOFT, Node, Tensor, operator
 
 
@@ -156,11 +156,6 @@ def _derf(x: Tensor, alpha: Tensor, shift: Tensor) -> Tensor:
 _CORES: dict[str, Callable[..., Tensor]] = {"DyISRU": _dyisru, "DyT": _dyt, "Derf": _derf}
 
 
-def coupled_squares(x: Tensor, channels: Tensor) -> Tensor:
-    """What coupled channels put into the sum: x [..., C] gives their bounded squares [..., k]."""
-    return x.index_select(-1, channels).clamp(-LARGEST, LARGEST).square()
-
-
 @operator(*(op for op, (_, form) in OPERATORS.items() if not form.skip), domain=DOMAIN)
 def function(node: Node, x: Tensor, weight: Tensor, bias: Tensor, *parameters: Tensor) -> Tensor:
     """weight core(x) + bias, computed in float32 or double; in the coupled forms weight core(g x) + bias."""
@@ -170,9 +165,7 @@ def function(node: Node, x: Tensor, weight: Tensor, bias: Tensor, *parameters: T
     wide = x.to(compute)
     if form.coupled:
         channels, strengths = coupling
-        # no product of matrices: autocast would round it
-        squares = (strengths.to(compute) * coupled_squares(wide, channels)).sum(-1, keepdim=True)
-        wide = wide * torch.rsqrt(1 + squares)
+        wide = gained(wide, channels, strengths)
     core = _CORES[kind.op_type](wide, *(p.to(compute) for p in own))
     return torch.addcmul(bias.to(compute), weight.to(compute), core).to(x.dtype)
 
