@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from dynorm_onnx.calibration.coupling import squared_lengths
-from dynorm_onnx.calibration.observe import observe, usable_rows
+from dynorm_onnx.calibration.observe import observe, rows_seen
 from dynorm_onnx.graph.lower import LoweredNorm
 from dynorm_onnx.runtime.arrays import Feeds
 
@@ -34,21 +34,19 @@ def massive_sites(
     norms: Sequence[LoweredNorm],
     batches: Sequence[Feeds],
     progress: Callable[[int, int], None],
-) -> dict[str, float]:
-    """By site, how many times as long as the median its longest token is, where that is SINKS or more.
+) -> set[str]:
+    """The sites whose longest token is SINKS times as long as the median, or more.
 
     The original is run over the first few batches.
     """
-    found: dict[str, float] = {}
-    for norm, activations in observe(lowered, norms, batches[:LOOKED_AT], progress):
-        lengths = []
-        for batch in activations():
-            x = batch.original[str(norm.x.name)]
-            rows = x.reshape(-1, x.shape[-1])[usable_rows(x, batch.token_weights)]
-            lengths.append(np.sqrt(squared_lengths(norm.kind, norm.epsilon, rows)))
-        joined = np.concatenate(lengths)
+    found: set[str] = set()
+    for observed in observe(lowered, norms, batches[:LOOKED_AT], progress):
+        norm, _ = observed
+        joined = np.sqrt(
+            np.concatenate([squared_lengths(norm.kind, norm.epsilon, rows) for rows in rows_seen(observed)])
+        )
         ratio = float(joined.max() / max(np.median(joined), 1e-30)) if len(joined) else 0.0
         if ratio >= SINKS:
             log.info("%s: its longest token is %.0f times as long as the median", norm.site_name, ratio)
-            found[norm.site_name] = ratio
+            found.add(norm.site_name)
     return found

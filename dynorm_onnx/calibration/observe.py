@@ -53,13 +53,17 @@ def usable_rows(x: np.ndarray, kept: np.ndarray | None) -> np.ndarray:
     return np.asarray(finite & (row_weights(kept, x) > 0))
 
 
-def sampled_rows(observed: Observed, most: int, rng: np.random.Generator) -> np.ndarray:
-    """Usable rows of x in the lowered model, [tokens, C] float64; of over `most` elements a random choice."""
+def rows_seen(observed: Observed) -> Iterator[np.ndarray]:
+    """Usable rows of x in the lowered model, [tokens, C] in the type of the model, batch by batch."""
     norm, activations = observed
-    batches = []
     for batch in activations():
         x = batch.original[str(norm.x.name)]
-        batches.append(x.reshape(-1, x.shape[-1])[usable_rows(x, batch.token_weights)])
+        yield x.reshape(-1, x.shape[-1])[usable_rows(x, batch.token_weights)]
+
+
+def sampled_rows(observed: Observed, most: int, rng: np.random.Generator) -> np.ndarray:
+    """Usable rows of x in the lowered model, [tokens, C] float64; of over `most` elements a random choice."""
+    batches = list(rows_seen(observed))
     share = most / max(sum(rows.size for rows in batches), 1)
     chosen = [rng.choice(rows, int(len(rows) * share), replace=False) if share < 1 else rows for rows in batches]
     return np.concatenate(chosen).astype(np.float64)
