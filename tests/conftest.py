@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
 from hypothesis import HealthCheck, settings
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="session")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped model with a planted massive channel; not to be written to."""
+    import onnx
+
+    from models.planted.build import build
+
+    path = tmp_path_factory.mktemp("planted") / "planted.onnx"
+    onnx.save(build(), path)
+    return path

@@ -10,18 +10,11 @@ import pytest
 from dynorm_onnx import convert_model
 from dynorm_onnx.functions import OPERATORS
 from dynorm_onnx.report import Report
-from models.planted.build import MASSIVE, build
+from models.planted.build import MASSIVE
 from tests.shipped import FOLDER, MODEL, NORMS, TEXT
 
 SAMPLES = 24
 TOKENIZER = FOLDER / "tokenizer.json"
-
-
-@pytest.fixture(scope="module")
-def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("planted") / "planted.onnx"
-    onnx.save(build(), path)
-    return path
 
 
 def converted(model: Path, output: Path, **knobs: object) -> Report:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import pytest
 
 import dynorm_onnx
 from dynorm_onnx.graph import model_io
@@ -16,13 +15,6 @@ from models.planted.build import LAYERS, MASSIVE, build
 from tests.shipped import MODEL, NORMS, TEXT
 
 WINDOWS, LENGTH = 16, 256
-
-
-@pytest.fixture(scope="module")
-def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("planted") / "planted.onnx"
-    onnx.save(build(), path)
-    return path
 
 
 def windows() -> np.ndarray:
