@@ -52,11 +52,14 @@ def attempt(
         with clock.step("calibrate") as advance:
             method, batches = config.method, data.calibration
             if method == "distil":
-                fitted = not config.is_bounded and begins_fitted(lowered, norms, config.train)
+                couples = any(part.most_coupled for part in leeway.values())
+                fitted = not config.is_bounded and (couples or begins_fitted(lowered, norms, config.train))
                 method, batches = "fit" if fitted else "reconstruct", reconstruction_batches(data)
             calibrated = METHODS[method](lowered, norms, REGISTRY[config.to], batches, advance, leeway)
     with clock.step("rewrite"):
         converted = rewritten(config, lowered, norms, calibrated)
+    if config.method == "distil" and not config.is_bounded:
+        return Attempt(calibrated, converted, None)  # judged when it is trained
     with clock.step("validate") as advance:
         validation = validated(config, converted, data, advance) if config.validate else None
     return Attempt(calibrated, converted, validation)

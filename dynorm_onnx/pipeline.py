@@ -15,7 +15,7 @@ from dynorm_onnx.calibration.fit_rows import Leeway
 from dynorm_onnx.calibration.leeway import leeways
 from dynorm_onnx.calibration.norms import Calibrated
 from dynorm_onnx.config import ConvertConfig, check_choice
-from dynorm_onnx.distillation import require_torch
+from dynorm_onnx.distillation import reconstruction_batches, require_torch
 from dynorm_onnx.errors import ModelError
 from dynorm_onnx.folding import centring_folded
 from dynorm_onnx.functions import REGISTRY
@@ -156,7 +156,8 @@ def _leeway(
         return {}
     with clock.step("look") as advance:
         fades = config.method == "distil"
-        return leeways(config.coupled, lowered, norms, data.calibration, advance, fades=fades)
+        batches = reconstruction_batches(data) if fades else data.calibration  # far more is read to train than to fit
+        return leeways(config.coupled, lowered, norms, batches, advance, fades=fades)
 
 
 def _require_same_outputs(config: ConvertConfig, fused: ir.Model, data: CalibrationData | None) -> None:

@@ -134,7 +134,7 @@ def _solve_ridges(
         alike = [layer for layer in group.layers if (layer.bias is not None) is has_bias]
         if alike:
             training, held_out = ([part.of_layer(layer) for layer in alike] for part in parts)
-            yield from zip(alike, solve_ridges(training, held_out), strict=True)
+            yield from zip(alike, solve_ridges(training, held_out, cautious=group.evenness == 0), strict=True)
 
 
 def _makes(logits: str | None, layer: LinearLayer) -> bool:

@@ -14,8 +14,13 @@ from typing import Generic, Protocol, Self, TypeVar
 
 import numpy as np
 
-STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """The lambdas tried, in units of the mean of the diagonal of F^T F."""
+
+GAIN_KEPT = 0.8
+"""Of the best gain on held-out tokens: a stronger lambda that leaves so much of it is taken where a layer is solved
+with caution. Small gains of sixty layers on the tokens they are solved with add up to a model that has learned those
+tokens by heart."""
 
 SKETCH = 256
 """Mixtures of outputs that stand for all of them when lambda is chosen: solving for many outputs is what takes time."""
@@ -160,18 +165,22 @@ class Ridge:
     strength: float | None
 
 
-def solve_ridges(training: Sequence[Data], held_out: Sequence[Data]) -> list[Ridge]:
+def solve_ridges(training: Sequence[Data], held_out: Sequence[Data], *, cautious: bool = False) -> list[Ridge]:
     """Solve layers that read the same features; one factorisation serves them all.
 
-    Each layer's lambda is chosen on held-out tokens, downhill from the middle of STRENGTHS. No layer is solved with
-    those, or the layers behind it would choose theirs on tokens that its outputs were fitted to.
+    Each layer's lambda is chosen on held-out tokens, downhill from the middle of STRENGTHS; `cautious`, the strongest
+    that leaves GAIN_KEPT of what the best one gains. No layer is solved with those tokens, or the layers behind it
+    would choose theirs on tokens that its outputs were fitted to.
     """
     seen, unseen = _Together([sketch(part) for part in training]), [sketch(part) for part in held_out]
 
     def change(layer: int, strength: float) -> float:
         return unseen[layer].error_change(seen.solve(strength)[layer])
 
-    chosen = [_downhill(functools.cache(functools.partial(change, layer))) for layer in range(len(training))]
+    changes = [functools.cache(functools.partial(change, layer)) for layer in range(len(training))]
+    chosen = [_downhill(of_layer) for of_layer in changes]
+    if cautious:
+        chosen = [_strongest(of_layer, best) for of_layer, best in zip(changes, chosen, strict=True)]
     return _solved(training, chosen)
 
 
@@ -184,6 +193,18 @@ def _downhill(change: Callable[[float], float]) -> float | None:
         if best == place:
             return STRENGTHS[place] if change(STRENGTHS[place]) < 0 else None
         place = best
+
+
+def _strongest(change: Callable[[float], float], best: float | None) -> float | None:
+    """The strongest lambda, by steps from the best one, that leaves GAIN_KEPT of its gain."""
+    if best is None:
+        return None
+    chosen = best
+    for strength in STRENGTHS[STRENGTHS.index(best) + 1 :]:
+        if change(strength) > GAIN_KEPT * change(best):
+            break
+        chosen = strength
+    return chosen
 
 
 def _solved(layers: Sequence[Data], strengths: Sequence[float | None]) -> list[Ridge]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dynorm_onnx.calibration.ridge import SKETCH, NormalSums, Ridge, TokenRows, sketch, solve_ridges
+from dynorm_onnx.calibration.ridge import GAIN_KEPT, SKETCH, NormalSums, Ridge, TokenRows, sketch, solve_ridges
 from tests.tolerances import relative_error
 
 TOKENS, FEATURES, OUTPUTS = 400, 12, 5
@@ -85,6 +85,25 @@ def test_the_strength_of_many_outputs_is_chosen_as_well_by_a_sketch() -> None:
     exact = held_out.error_change(correction)
     assert sketch(held_out).error_change(sketch(training).solve(1e-2)) == pytest.approx(exact, rel=0.1)
     assert solve_ridge(training, held_out).correction.shape == (FEATURES, outputs)
+
+
+def test_caution_takes_less_from_the_tokens_it_solves_with_and_leaves_most_of_the_gain_on_others() -> None:
+    rng = np.random.default_rng(7)
+    f = rng.normal(size=(TOKENS, FEATURES)) * np.logspace(0, -1.5, FEATURES)
+    r = f @ rng.normal(size=(FEATURES, OUTPUTS)) + 0.3 * rng.normal(size=(TOKENS, OUTPUTS))
+    training, held_out = sums_of(f[:30], r[:30]), sums_of(f[30:], r[30:])
+    best, careful = (solve_ridges([training], [held_out], cautious=cautious)[0] for cautious in (False, True))
+    assert best.strength is not None and careful.strength is not None and careful.strength > best.strength
+    assert held_out.error_change(careful.correction) <= GAIN_KEPT * held_out.error_change(best.correction) < 0
+    assert training.error_change(careful.correction) > training.error_change(best.correction)
+
+
+def test_caution_gives_no_correction_where_there_is_no_gain() -> None:
+    rng = np.random.default_rng(1)
+    f, r = rng.normal(size=(40, 30)), rng.normal(size=(40, OUTPUTS))
+    training, held_out = sums_of(f, r), sums_of(rng.normal(size=(4000, 30)), rng.normal(size=(4000, OUTPUTS)))
+    best, careful = (solve_ridges([training], [held_out], cautious=cautious)[0] for cautious in (False, True))
+    assert (best.strength is None) is (careful.strength is None)
 
 
 def test_tokens_themselves_give_the_solution_of_their_sums() -> None:

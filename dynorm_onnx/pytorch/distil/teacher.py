@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from dynorm_onnx.pytorch.distil.losses import named_outputs
+from dynorm_onnx.pytorch.graph import GraphModule
 from dynorm_onnx.pytorch.graph.tensors import array_to_torch
 from dynorm_onnx.runtime.arrays import run
 
@@ -44,5 +45,16 @@ def session_teacher(session: Any) -> Callable[..., dict[str, torch.Tensor]]:
         feeds: Mapping[str, np.ndarray] = {name: tensor.cpu().numpy() for name, tensor in inputs.items()}
         outputs = run(session, dict(feeds))
         return {name: array_to_torch(array) for name, array in outputs.items() if isinstance(array, np.ndarray)}
+
+    return call
+
+
+def graph_teacher(original: GraphModule, device: torch.device) -> Callable[..., dict[str, torch.Tensor]]:
+    """A graph as a callable on tensors by input name, on `device`; autocast counts as it is set where it is called."""
+    original = original.to(device).eval()
+
+    def call(**inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        outputs: dict[str, torch.Tensor] = original(**{name: inputs[name].to(device) for name in original.input_names})
+        return outputs
 
     return call
