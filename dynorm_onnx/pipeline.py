@@ -15,14 +15,14 @@ from dynorm_onnx.calibration.fit_rows import Leeway
 from dynorm_onnx.calibration.leeway import leeways
 from dynorm_onnx.calibration.norms import Calibrated
 from dynorm_onnx.config import ConvertConfig, check_choice
-from dynorm_onnx.distillation import reconstruction_batches, require_torch
+from dynorm_onnx.distillation import require_torch
 from dynorm_onnx.errors import ModelError
 from dynorm_onnx.folding import centring_folded
 from dynorm_onnx.functions import REGISTRY
 from dynorm_onnx.graph import model_io
-from dynorm_onnx.graph.lower import LoweredNorm, lower
+from dynorm_onnx.graph.lower import LoweredNorm, lower, require_finite
 from dynorm_onnx.graph.rewrite import count_replacements
-from dynorm_onnx.graph.select import select
+from dynorm_onnx.graph.select import leave_constants, select
 from dynorm_onnx.graph.sites import find_sites
 from dynorm_onnx.progress import Progress, StepClock, no_progress
 from dynorm_onnx.report import Report, build_report
@@ -61,6 +61,8 @@ def convert_model(
         prepared = model_io.prepare(fuse_for_ort(original) if config.optimize == "ort" else original)
         found = find_sites(prepared, run=run_model)
         chosen, kept = select(found, config.only, config.keep, replaced=count_replacements(original))
+        if config.to != "rmsnorm":
+            chosen, kept = leave_constants(chosen, kept, prepared.graph)
     if config.dry_run:
         return _put_in_place(config, build_report(config, found, kept, clock), ready)
     model_io.require_weights(original)
@@ -69,6 +71,8 @@ def convert_model(
         data = _data(config, original, progress)
         _require_same_outputs(config, prepared, data)
     norms = lower(prepared, chosen)
+    if config.to != "rmsnorm":
+        require_finite(norms)
     with clock.step("fold"):
         norms, folds = centring_folded(config, prepared, norms, found)
     leeway = _leeway(config, prepared, norms, data, clock)
@@ -156,8 +160,7 @@ def _leeway(
         return {}
     with clock.step("look") as advance:
         fades = config.method == "distil"
-        batches = reconstruction_batches(data) if fades else data.calibration  # far more is read to train than to fit
-        return leeways(config.coupled, lowered, norms, batches, advance, fades=fades)
+        return leeways(config.coupled, lowered, norms, data.calibration, advance, fades=fades)
 
 
 def _require_same_outputs(config: ConvertConfig, fused: ir.Model, data: CalibrationData | None) -> None:

@@ -12,6 +12,7 @@ from dynorm_onnx.calibration.coupling import UNCOUPLED, Chosen, choose_coupling
 from dynorm_onnx.calibration.fit import Fit, error_on, fit
 from dynorm_onnx.calibration.moments import Moments, Range, moments_of
 from dynorm_onnx.calibration.rows import Rows
+from dynorm_onnx.errors import DataError
 from dynorm_onnx.functions import Coupling, Function
 from dynorm_onnx.functions.coupling import applied
 
@@ -47,11 +48,16 @@ def steeper(chosen: Chosen) -> float:
 def fit_rows(
     function: Function, kind: str, epsilon: float, batches: Callable[[], Iterator[Rows]], leeway: Leeway
 ) -> Fit:
-    """The fit of one norm of `kind` over all batches, read once for each statistic."""
+    """The fit of one norm of `kind` over all batches, read once for each statistic.
+
+    Raises DataError where no token is finite.
+    """
     chosen = choose_coupling(kind, epsilon, batches, leeway.most_coupled) if leeway.most_coupled else UNCOUPLED
     coupling = chosen.coupling
     extent = functools.reduce(Range.merge, (Range.of(rows.x) for rows in _gained(coupling, batches, held_out=False)))
     moments = _moments(_gained(coupling, batches, held_out=False), extent)
+    if not moments.count.any():
+        raise DataError("no token of the calibration data is finite there, in the norm's input and in what it gives")
     found = fit(function, moments, extent, 1.0 if leeway.straight else steeper(chosen))
     others = _moments(_gained(coupling, batches, held_out=True), extent)
     return dataclasses.replace(

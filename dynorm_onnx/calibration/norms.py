@@ -16,6 +16,7 @@ from dynorm_onnx.calibration.plan import SolvePoint
 from dynorm_onnx.calibration.rows import Rows
 from dynorm_onnx.calibration.stages import Activations, StageRunner
 from dynorm_onnx.calibration.weights import weights_of_batches
+from dynorm_onnx.errors import DataError
 from dynorm_onnx.functions import Function
 from dynorm_onnx.graph.lower import LoweredNorm
 from dynorm_onnx.graph.model_io import clone
@@ -83,9 +84,12 @@ def norm_solvers(
 
     def solver(norm: LoweredNorm) -> Solver:
         def solve(converted: ir.Model, activations: Callable[[], Iterator[Activations]]) -> None:
-            fitted = fit_rows(
-                function, norm.kind, norm.epsilon, lambda: rows_of_norm(norm, activations), leeway[norm.site_name]
-            )
+            try:
+                fitted = fit_rows(
+                    function, norm.kind, norm.epsilon, lambda: rows_of_norm(norm, activations), leeway[norm.site_name]
+                )
+            except DataError as error:
+                raise DataError(f"{norm.site_name}: {error}") from error
             log.info("%s: %s", norm.site_name, told(fitted))
             fits[norm.site_name] = fitted
             put_in_place(converted, norm, function, fitted)

@@ -86,7 +86,7 @@ def make_plan(graph: ir.Graph, points: Sequence[SolvePoint]) -> Plan:
         for stage, point in zip(converted, ordered, strict=True)
     ]
     wanted = [(*point.original, *names) for point, names in zip(ordered, lent, strict=True)]
-    feeds = {str(value.name) for value in graph.inputs}
+    feeds = {str(value.name) for value in graph.inputs if not value.is_initializer()}
     original, last_original = _cut(nodes, early, wanted, given=feeds)
     return Plan(tuple(ordered), original, converted, last_original, last_converted)
 

@@ -9,13 +9,14 @@ import onnx
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
+from dynorm_onnx.graph.fixed import RANDOM, is_fixed
+
 logger = logging.getLogger(__name__)
 
 _NARROW = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 _TYPE_ONLY = frozenset({"Identity", "CastLike"})  # what type the array has is for the reader to say
 # Where onnx's evaluator begins; earlier versions mean the same where they exist.
 _EVALUATED_SINCE = {"DequantizeLinear": 19}
-_RANDOM = frozenset({"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli"})
 
 
 def constant_array(value: ir.Value, opset: int) -> np.ndarray | None:
@@ -24,9 +25,9 @@ def constant_array(value: ir.Value, opset: int) -> np.ndarray | None:
     16-bit floats are widened to float32 and stay so: 1 + w keeps the bits that bfloat16 would lose.
     """
     if value.is_initializer():
-        return None if value.const_value is None else _wide(value.const_value.numpy())
+        return _wide(value.const_value.numpy()) if value.const_value is not None and is_fixed(value) else None
     node = value.producer()
-    if node is None or node.domain != "" or node.op_type in _RANDOM:
+    if node is None or node.domain != "" or node.op_type in RANDOM:
         return None
     if any(attr.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for attr in node.attributes.values()):
         return None

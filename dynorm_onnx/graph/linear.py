@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
+from dynorm_onnx.graph.fixed import is_fixed
 from dynorm_onnx.graph.layer_label import layer_label
 from dynorm_onnx.graph.lower.lowered_norm import sum_operands
 from dynorm_onnx.graph.reads import inputs_of
@@ -284,7 +285,7 @@ def _is_weight(value: ir.Value | None) -> bool:
 
 
 def _is_float_constant(value: ir.Value | None) -> bool:
-    return value is not None and value.is_initializer() and value.const_value is not None and value.dtype in FLOATS
+    return value is not None and is_fixed(value) and value.const_value is not None and value.dtype in FLOATS
 
 
 def _integer(node: ir.Node, name: str, default: int = 0) -> int:

@@ -16,7 +16,9 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from dynorm_onnx.errors import ModelError, UsageError
 from dynorm_onnx.graph.data_in_file import read_without_data, write_with_data
+from dynorm_onnx.graph.fixed import without_constant_inputs
 from dynorm_onnx.graph.prepare import clone, prepare
+from dynorm_onnx.graph.sparse import make_dense
 
 __all__ = ["clone", "load", "prepare", "require_output", "require_weights", "save", "staged"]
 
@@ -49,8 +51,11 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
         raise ModelError(f"{path}: is not an ONNX model, or is cut short.") from None
     if not proto.HasField("graph") or not (proto.graph.node or proto.graph.output):
         raise ModelError(f"{path}: is not an ONNX model: it holds no graph.")
+    make_dense(proto)
+    _refuse_maps(proto, path)
     try:
         model = ir.serde.deserialize_model(proto)
+        without_constant_inputs(model)
         model.graph.sort()  # ONNX Runtime takes unsorted files; everything here relies on the order
     except Exception as error:  # the deserialiser raises whatever the damage leads to
         logger.debug("deserialising %s failed", path, exc_info=error)
@@ -64,6 +69,19 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
             value.const_value.meta[_INSIDE] = inside
     model.meta[_SOURCE] = str(source)
     return model
+
+
+def _refuse_maps(proto: onnx.ModelProto, path: str | os.PathLike[str]) -> None:
+    """onnx-ir has no type for maps, which classifiers of scikit-learn give out."""
+    for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
+        kind = value.type
+        while kind.WhichOneof("value") in ("sequence_type", "optional_type"):
+            kind = getattr(kind, kind.WhichOneof("value")).elem_type
+        if kind.WhichOneof("value") == "map_type":
+            raise ModelError(
+                f"{path}: {value.name!r} is a map or holds maps, which cannot be written back: export the model "
+                "without ZipMap (skl2onnx: options={'zipmap': False}), or cut it off"
+            )
 
 
 def require_weights(model: ir.Model) -> None:

@@ -33,6 +33,7 @@ class Validation:
     quality: TokenQuality | None  # of the logits, where the model has an output of logits
     logits: str | None = None  # the name of that output
     on_calibration: Validation | None = None  # the same of a sample of what the model was calibrated on
+    left_out: tuple[str, ...] = ()  # outputs that could not be compared, each with what it is: "ids (int64)"
 
     @property
     def is_finite(self) -> bool:
@@ -69,6 +70,8 @@ class Validation:
                 f"the worst token (sample {worst.sample}, position {worst.position}) has a KL of "
                 f"{worst.kl:.3g} nats where 99 % of the tokens have at most {self.quality.kl_p99:.3g}"
             )
+        if self.left_out:
+            found.append(f"not compared, for they hold no floats: {', '.join(self.left_out)}")
         times = self.times_worse_than_on_calibration
         if times is not None and times > APART:
             measure = "KL" if self.quality is not None else "relative error"
@@ -90,6 +93,8 @@ class Validation:
                 for name, error in self.outputs.items()
             },
         }
+        if self.left_out:
+            shown["left_out"] = list(self.left_out)
         if self.quality is not None:
             shown |= _quality_dict(self.quality)
         if self.on_calibration is not None:
@@ -169,6 +174,7 @@ def validate(
     probed = [next(befores) for _ in probes]
     afters = run_batches(converted, batches, [port.name for port in original.get_outputs()], ran)
     outputs: dict[str, OutputSums] = {}
+    others: dict[str, str] = {}
     telling: dict[str, Telling | None] = {}
     tokens: TokenSums | None = None
     logits: LogitsOutput | None = None
@@ -181,6 +187,7 @@ def validate(
             probed.clear()
             telling = _telling(feeds, before, logits)
         kept = kept_positions(feeds)
+        others |= {name: f"{name} ({_kind(array)})" for name, array in before.items() if not _holds_floats(array)}
         for name in (name for name, array in before.items() if _comparable(array)):
             sums = OutputSums.of(before[name], after[name], kept, telling.get(name))
             outputs[name] = outputs[name].merge(sums) if name in outputs else sums
@@ -192,7 +199,8 @@ def validate(
         after.clear()
     errors = {name: sums.error() for name, sums in outputs.items()}
     quality = tokens.quality() if tokens is not None else None
-    return Validation(samples, errors, quality, logits.name if logits is not None else None)
+    made_logits = logits.name if logits is not None else None
+    return Validation(samples, errors, quality, made_logits, left_out=tuple(others.values()))
 
 
 def _telling(feeds: Feeds, outputs: Feeds, logits: LogitsOutput | None) -> dict[str, Telling | None]:
@@ -210,7 +218,18 @@ def _require_shapes(before: Feeds, after: Feeds) -> None:
 
 
 def _comparable(array: Any) -> bool:
-    return isinstance(array, np.ndarray) and bool(array.size) and is_float(array)
+    return _holds_floats(array) and bool(array.size)
+
+
+def _holds_floats(array: Any) -> bool:
+    return isinstance(array, np.ndarray) and is_float(array)
+
+
+def _kind(output: Any) -> str:
+    """What ONNX calls the type of an output that ONNX Runtime gave in Python."""
+    if isinstance(output, np.ndarray):
+        return "string" if output.dtype.kind in "OSU" else str(output.dtype)
+    return {list: "a sequence", dict: "a map"}.get(type(output), type(output).__name__)
 
 
 def _sample_count(feeds: Feeds) -> int:

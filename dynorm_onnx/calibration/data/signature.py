@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from dynorm_onnx.calibration.data.cache_size import settled_sizes
 from dynorm_onnx.calibration.data.embedding import index_bound, length_bound
+from dynorm_onnx.calibration.data.free_sizes import channels_read
 from dynorm_onnx.calibration.data.roles import WHOLE_BATCH, Role, role_by_name
 from dynorm_onnx.errors import ModelError
 
@@ -83,7 +84,8 @@ def signature(model: ir.Model) -> ModelSignature:
     Raises ModelError for an input that is no tensor of numbers.
     """
     values = [value for value in model.graph.inputs if not value.is_initializer()]
-    inputs = _with_batch_axes(_with_structural_roles([_input_spec(value) for value in values]))
+    specs = _with_sizes_read([_input_spec(value) for value in values], values)
+    inputs = _with_batch_axes(_with_structural_roles(specs))
     return ModelSignature(
         inputs=tuple(inputs),
         longest=length_bound(model.graph),
@@ -122,6 +124,30 @@ def _dim(dim: int | ir.SymbolicDim) -> Dim:
         # exporters that know no names write -1 or 0 for a free size
         return dim if dim > 0 else None
     return dim.value
+
+
+def _with_sizes_read(specs: list[InputSpec], values: list[ir.Value]) -> list[InputSpec]:
+    """With the number of channels where it is free by the input's type alone; a name stands for one size everywhere."""
+    known: dict[str, int] = {}
+    made = []
+    for spec, value in zip(specs, values, strict=True):
+        last = spec.shape[-1] if spec.shape else 0
+        size = None
+        if spec.shape and len(spec.shape) > 1 and spec.role == "other" and not isinstance(last, int):
+            size = channels_read(value) if value.dtype is not None and value.dtype.is_floating_point() else None
+        if size is not None and spec.shape:
+            spec = dataclasses.replace(spec, shape=(*spec.shape[:-1], size))
+            if isinstance(last, str):
+                known[last] = size
+        made.append(spec)
+    return [
+        dataclasses.replace(
+            spec, shape=tuple(known.get(dim, dim) if isinstance(dim, str) else dim for dim in spec.shape)
+        )
+        if spec.shape
+        else spec
+        for spec in made
+    ]
 
 
 def _with_structural_roles(specs: list[InputSpec]) -> list[InputSpec]:

@@ -10,6 +10,8 @@ import math
 
 import onnx_ir as ir
 
+from dynorm_onnx.graph.fixed import fixed_tensor
+
 _ELEMENTWISE = frozenset({"Add", "Sub"})
 _SCALED = frozenset({"Mul", "Div"})
 _RESHAPING = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten"})
@@ -112,7 +114,7 @@ def _axes_of_work(node: ir.Node) -> list[int] | None:
         return list(attribute.as_ints()) if attribute is not None else None
     given = node.inputs[3] if len(node.inputs) > 3 else None
     if given is not None:
-        tensor = ir.convenience.get_const_tensor(given)
+        tensor = fixed_tensor(given)
         return None if tensor is None else [int(at) for at in tensor.numpy().reshape(-1)]
     starts = node.inputs[1]
     count = starts.shape[0] if starts is not None and starts.shape is not None and len(starts.shape) == 1 else None

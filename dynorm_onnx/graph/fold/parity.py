@@ -6,14 +6,15 @@ import dataclasses
 import logging
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 logger = logging.getLogger(__name__)
 
-# A model and the outputs that it gives for some fixed random input.
-Outputs = Callable[[ir.Model], Sequence[np.ndarray]]
+# A model and the outputs, arrays or what else ONNX Runtime gives, for some fixed random input.
+Outputs = Callable[[ir.Model], Sequence[Any]]
 
 # Relative errors of whole models. A fold that is wrong by its idea moves outputs by 1e-2 and more; one that
 # is right rounds weights once more, which counts as much as any other rounding of the type does.
@@ -50,8 +51,17 @@ def _narrowest(model: ir.Model) -> str:
     return "float64"
 
 
-def _error(expected: np.ndarray, got: np.ndarray) -> float:
-    """Relative error in float64; infinite where shapes, integers or the places of what is not finite differ."""
+def _error(expected: Any, got: Any) -> float:
+    """Relative error in float64; infinite where shapes, integers or the places of what is not finite differ.
+
+    Of a sequence, that of the worst of its elements; of what is no tensor, a map say, 0 where both are equal.
+    """
+    if isinstance(expected, list) and isinstance(got, list):
+        if len(expected) != len(got):
+            return math.inf
+        return max((_error(one, other) for one, other in zip(expected, got, strict=True)), default=0.0)
+    if not isinstance(expected, np.ndarray) or not isinstance(got, np.ndarray):
+        return 0.0 if expected == got else math.inf
     if expected.shape != got.shape:
         return math.inf
     try:

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator, Sequence
 
 import onnx_ir as ir
 
+from dynorm_onnx.graph.fixed import fixed_tensor, is_fixed
 from dynorm_onnx.graph.fold.moves import axis_after, axis_before, rows_read, size_at
 from dynorm_onnx.graph.linear import FLOATS
 from dynorm_onnx.graph.lower import LoweredNorm
@@ -98,7 +99,7 @@ class _Search:
         if size != self._stream.channels:
             said = "is not known" if size is None else f"is {size}"
             self._stop(f"'{value.name}' is added to it, whose size over the {self._stream.channels} channels {said}")
-        elif ir.convenience.get_const_tensor(value) is not None:
+        elif fixed_tensor(value) is not None:
             self._tensor(value, reading)
         elif self._goes_on(value, reading.axis):
             self._visit(value, reading.axis)
@@ -178,9 +179,8 @@ def is_own(value: ir.Value, readings: Sequence[Reading]) -> bool:
     """Whether only the stream reads an initializer, and along one axis."""
     places = {(reading.node, reading.position) for reading in readings}
     return (
-        value.is_initializer()
+        is_fixed(value)
         and not value.is_graph_output()
-        and not value.is_graph_input()
         and {(node, position) for node, position in value.uses()} == places
         and len({reading.axis for reading in readings}) == 1
     )
@@ -219,7 +219,7 @@ def _bias(node: ir.Node, axis: int) -> list[Reading]:
 
 def _is_constant(reading: Reading, size: int | None) -> bool:
     value = reading.node.inputs[reading.position]
-    if value is None or ir.convenience.get_const_tensor(value) is None:
+    if value is None or fixed_tensor(value) is None:
         return False
     found = size_at(value, reading.axis)
     return found is not None and found > 1 and (size is None or size == found)

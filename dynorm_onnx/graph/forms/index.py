@@ -12,15 +12,15 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import onnx_ir as ir
 
+from dynorm_onnx.graph.fixed import RANDOM, is_fixed
 from dynorm_onnx.graph.forms import constants
 
 Shape = tuple[int | None, ...]
 
 FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
 _SHAPE_ONLY = {"Shape", "Size"}
-_RANDOM = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial"}
 # Random, or with attributes that are too large to compare: tensors and bodies.
-_NEVER_EQUAL = _RANDOM | {"Constant", "If", "Loop", "Scan"}
+_NEVER_EQUAL = RANDOM | {"Constant", "If", "Loop", "Scan"}
 _TYPE_INPUT = {"Where": 1, "CastLike": 1, "DequantizeLinear": 1}
 _SAME_SHAPE = {"Sqrt", "Reciprocal", "Neg", "Tanh", "Sigmoid", "Relu", "Erf", "LayerNormalization"}
 
@@ -141,14 +141,14 @@ class GraphIndex:
     def is_constant(self, value: ir.Value) -> bool:
         """Whether the value is the same for every input of the model; shapes count as the same."""
         if value.is_initializer():
-            return True
+            return is_fixed(value)
         if value.producer() in self._position:
             return value not in self._input_dependent
         return self.parent.is_constant(value) if self.parent is not None else False
 
     def _fold(self, value: ir.Value) -> np.ndarray | None:
         if value.is_initializer():
-            return constants.read_tensor(value.const_value)
+            return constants.read_tensor(value.const_value) if is_fixed(value) else None
         node = value.producer()
         if node is None or node.domain not in ("", "ai.onnx"):
             return None
@@ -194,7 +194,7 @@ class GraphIndex:
     def _find_input_dependent(self) -> set[ir.Value]:
         dependent: set[ir.Value] = set()
         for node in self.nodes:
-            varies = is_op(node, *_RANDOM) or any(
+            varies = is_op(node, *RANDOM) or any(
                 value in dependent or (value.producer() not in self._position and not self.is_constant(value))
                 for value in data_inputs(node)
             )

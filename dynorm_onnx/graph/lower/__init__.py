@@ -16,12 +16,12 @@ from dynorm_onnx.graph.lower.attention import lower_attention
 from dynorm_onnx.graph.lower.canonical import Lowering
 from dynorm_onnx.graph.lower.embed import lower_embedding
 from dynorm_onnx.graph.lower.gated import lower_gated
-from dynorm_onnx.graph.lower.lowered_norm import LoweredNorm, sum_operands
+from dynorm_onnx.graph.lower.lowered_norm import LoweredNorm, require_finite, sum_operands
 from dynorm_onnx.graph.lower.plain import lower_plain
 from dynorm_onnx.graph.lower.skip import lower_skip
 from dynorm_onnx.graph.norm_site import NormSite
 
-__all__ = ["LoweredNorm", "lower", "sum_operands"]
+__all__ = ["LoweredNorm", "lower", "require_finite", "sum_operands"]
 
 _FUSED: dict[str, Callable[[Lowering, NormSite], LoweredNorm]] = {
     "A4": lower_skip,

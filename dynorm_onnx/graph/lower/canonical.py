@@ -11,6 +11,7 @@ import onnx_ir as ir
 from dynorm_onnx.errors import ModelError
 from dynorm_onnx.graph.constant_folding import constant_array
 from dynorm_onnx.graph.emit import Emitter, take_over
+from dynorm_onnx.graph.fixed import is_fixed
 from dynorm_onnx.graph.lower.bodies import CAST_LIKE_OPSET, add_norm_function
 from dynorm_onnx.graph.lower.bodies import DOMAIN as BODY_DOMAIN
 from dynorm_onnx.graph.lower.lowered_norm import LoweredNorm, sum_operands
@@ -176,7 +177,7 @@ def _parameter(
         return emit.op("ConstantOfShape", [size], {"value": filled}, output=name, dtype=dtype)
     if array is None:
         array = np.full(channels or 1, fill)
-    elif value is not None and value.is_initializer() and value.dtype == dtype and value.shape == array.shape:
+    elif value is not None and is_fixed(value) and value.dtype == dtype and value.shape == array.shape:
         return value
     return emit.initializer(array.astype(dtype.numpy()), name)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
 
+from dynorm_onnx.errors import ModelError
 from dynorm_onnx.graph.norm_site import Kind
 
 
@@ -31,6 +33,21 @@ class LoweredNorm:
     channels: int | None  # C, where the model says it
     dtype: ir.DataType
     skip: tuple[ir.Value, ir.Value] | None  # the operands, if x is a sum of two of equal shape
+
+
+def require_finite(norms: Sequence[LoweredNorm]) -> None:
+    """Raises ModelError for a norm whose weight or bias holds NaN or infinity: nothing can be fitted to its output."""
+    for norm in norms:
+        for position, array in enumerate((norm.weight, norm.bias), 1):
+            if array is None or np.isfinite(array).all():
+                continue
+            channel = int(np.argmin(np.isfinite(array)))
+            value = norm.node.inputs[position]
+            raise ModelError(
+                f"{norm.site_name}: its {('weight', 'bias')[position - 1]} {value.name if value is not None else ''!r} "
+                f"is {array[channel]} in channel {channel}; mend the model, or leave this norm with --keep "
+                f"{norm.site_name}"
+            )
 
 
 def sum_operands(x: ir.Value) -> tuple[ir.Value, ir.Value] | None:

@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from dynorm_onnx.graph.emit import remove_dead
+from dynorm_onnx.graph.fixed import is_fixed
 from dynorm_onnx.graph.lower.canonical import Lowering
 from dynorm_onnx.graph.lower.lowered_norm import LoweredNorm, sum_operands
 from dynorm_onnx.graph.norm_site import NormSite
@@ -39,7 +40,7 @@ def _is_canonical(lowering: Lowering, site: NormSite, weight: ir.Value | None, b
         and site.channels is not None
         and all(
             value is not None
-            and value.is_initializer()
+            and is_fixed(value)
             and value.const_value is not None
             and value.const_value.shape == (site.channels,)
             and value.const_value.dtype == site.dtype
