@@ -104,7 +104,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--to", choices=TARGETS, default=defaults["to"], help="what replaces a norm (%(default)s)")
     parser.add_argument("-o", "--output", type=Path, metavar="OUT.onnx", help="default: MODEL.TO.onnx beside MODEL")
     data = parser.add_argument_group("calibration")
-    data.add_argument("--data", type=Path, help=".npz, a folder of .npz, .jsonl or .txt; default: self-written text")
+    kinds = ".npz, a folder of .npz, .jsonl, .txt, or random; default: text that the model writes"
+    data.add_argument("--data", type=Path, help=kinds)
     data.add_argument("--tokenizer", type=Path, metavar="tokenizer.json", help="default: the one beside MODEL")
     counts = f"{defaults['samples']}; {SAMPLES['distil']} to distil"
     data.add_argument("--samples", type=int, help=f"samples used ({counts})")

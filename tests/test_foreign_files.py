@@ -242,7 +242,21 @@ g (float[N,C] x) => (float[N,C] z) {
 @pytest.mark.parametrize("given", [True, False], ids=["data", "drawn"])
 def test_channels_that_only_a_weight_tells(method: str, given: bool, tmp_path: Path) -> None:
     proto = model(FREE, {"lin": LIN, "eps": np.array(1e-5, np.float32)})
-    data = [{"x": feeds["x"][0]} for feeds in DATA] if given else None
+    data = [{"x": feeds["x"][0]} for feeds in DATA] if given else "random"
     output, report = converted(proto, tmp_path, method=method, data=data)
     assert [node.op_type for node in onnx.load(output).graph.node].count("DyISRU") == 2
     assert np.isfinite(outputs(output, x=X[0])["z"]).all() and report.validation is not None
+
+
+def test_without_data_a_model_that_writes_no_text_is_not_guessed_at(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    source = tmp_path / "model.onnx"
+    onnx.save(model(NORMED, {"w": np.ones(C, np.float32), "b": np.zeros(C, np.float32)}), source)
+    assert main([str(source), "-q", "--no-time"]) == 2
+    said = capsys.readouterr().err
+    assert "--data (x: float32 [n, 4, 8])" in said and "--data random" in said
+    assert not (tmp_path / "model.dyisru.onnx").exists()
+    assert main([str(source), "-q", "--no-time", "--to", "rmsnorm"]) == 0
+    assert main([str(source), "-q", "--no-time", "--data", "random"]) == 0
+    assert "calibrated on random inputs" in "".join(capsys.readouterr())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import onnx_ir as ir
 
@@ -26,15 +26,22 @@ def leeways(
     *,
     fades: bool = False,
 ) -> dict[str, Leeway]:
-    """By site, the leeway of its fit.
+    """By site, the leeway of its fit; see leeways_of(). The original is run over the first few batches."""
+    massive = massive_sites(lowered, norms, batches, progress)
+    return leeways_of(coupled, massive, {norm.site_name: norm.channels for norm in norms}, fades=fades)
+
+
+def leeways_of(
+    coupled: int | None, massive: Collection[str], channels: Mapping[str, int | None], *, fades: bool = False
+) -> dict[str, Leeway]:
+    """The leeway of every norm, from the names of those that see sinks and the channels of all.
 
     A stream, here all norms over as many channels, has sinks where one of its norms sees them. `coupled` None: its
     norms couple MOST_COUPLED channels at most, all others none, so that a model without sinks stays one of single
     channels. `fades`: a training follows in which channels fade to `coupled`; it begins with what the model needs if
     that is more.
     """
-    massive = massive_sites(lowered, norms, batches, progress)
-    streams = {norm.channels for norm in norms if norm.site_name in massive}
+    streams = {channels[name] for name in massive}
 
     def leeway(has_sinks: bool) -> Leeway:
         needed = MOST_COUPLED if has_sinks else 0
@@ -42,4 +49,4 @@ def leeways(
             return Leeway(needed, has_sinks)
         return Leeway(max(coupled, needed) if fades else coupled, has_sinks)
 
-    return {norm.site_name: leeway(norm.channels in streams) for norm in norms}
+    return {name: leeway(size in streams) for name, size in channels.items()}

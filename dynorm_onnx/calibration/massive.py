@@ -42,11 +42,16 @@ def massive_sites(
     found: set[str] = set()
     for observed in observe(lowered, norms, batches[:LOOKED_AT], progress):
         norm, _ = observed
-        joined = np.sqrt(
-            np.concatenate([squared_lengths(norm.kind, norm.epsilon, rows) for rows in rows_seen(observed)])
-        )
-        ratio = float(joined.max() / max(np.median(joined), 1e-30)) if len(joined) else 0.0
-        if ratio >= SINKS:
-            log.info("%s: its longest token is %.0f times as long as the median", norm.site_name, ratio)
+        squares = [squared_lengths(norm.kind, norm.epsilon, rows) for rows in rows_seen(observed)]
+        if has_sinks(norm.site_name, squares):
             found.add(norm.site_name)
     return found
+
+
+def has_sinks(name: str, squares: Sequence[np.ndarray]) -> bool:
+    """Whether the longest token of a norm is SINKS times as long as the median: by their squared lengths, [T] each."""
+    joined = np.sqrt(np.concatenate(squares)) if squares else np.zeros(0)
+    ratio = float(joined.max() / max(np.median(joined), 1e-30)) if len(joined) else 0.0
+    if ratio >= SINKS:
+        log.info("%s: its longest token is %.0f times as long as the median", name, ratio)
+    return ratio >= SINKS

@@ -24,12 +24,13 @@ def is_fixed(value: ir.Value) -> bool:
 
 
 def without_constant_inputs(model: ir.Model) -> None:
-    """Takes initializers out of the inputs of a model of an IR version in which they had to be there."""
+    """Takes initializers out of the inputs of a model of an IR version in which they had to be, and raises that."""
     if model.ir_version is None or model.ir_version >= INITIALIZERS_ARE_CONSTANTS_BELOW:
         return
     kept = [value for value in model.graph.inputs if not value.is_initializer()]
     model.graph.inputs.clear()
     model.graph.inputs.extend(kept)
+    model.ir_version = INITIALIZERS_ARE_CONSTANTS_BELOW
 
 
 def fixed_tensor(value: ir.Value | None) -> ir.TensorProtocol | None:

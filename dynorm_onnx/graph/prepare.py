@@ -9,6 +9,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, ShapeInferencePass
 
 from dynorm_onnx.graph.emit import add_initializer
+from dynorm_onnx.graph.fixed import without_constant_inputs
 from dynorm_onnx.graph.unique_names import Names
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ def prepare(model: ir.Model) -> ir.Model:
     own, and types and shapes are inferred as far as that goes. Weights are not read.
     """
     copy = clone(model)
+    without_constant_inputs(copy)
     _import_domains(copy)
     _inline_norm_functions(copy)
     _mend_reductions(copy)

@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import functools
 import threading
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,9 +20,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from dynorm_onnx.calibration.coupling import squared_lengths
 from dynorm_onnx.calibration.fit import Fit
 from dynorm_onnx.calibration.fit_rows import Leeway, fit_rows
 from dynorm_onnx.calibration.held_out import held_out_samples
+from dynorm_onnx.calibration.leeway import leeways_of
+from dynorm_onnx.calibration.massive import LOOKED_AT, has_sinks
 from dynorm_onnx.calibration.rows import Rows
 from dynorm_onnx.calibration.weights import token_weights
 from dynorm_onnx.errors import DataError
@@ -36,7 +39,6 @@ Batch = Any
 """What one forward pass takes: a tensor, a tuple of arguments, or a mapping of keyword arguments."""
 
 _IDS, _MASK = "input_ids", "attention_mask"
-NO_LEEWAY = Leeway()
 _SAME_LOGITS = 1e-3  # relative: what the rounding of half precision may change
 
 
@@ -55,12 +57,13 @@ def fit_norms(
     data: Iterable[Batch],
     make: Callable[[str, Fit], nn.Module],
     progress: Progress = no_progress,
-    leeway: Leeway = NO_LEEWAY,
+    coupled: int | None = 0,
 ) -> dict[str, tuple[Fit, nn.Module]]:
     """The fit of every norm that the data reaches, with the module that make(name, fit) returned for it.
 
     The model is run in eval mode without gradients and not changed. A norm that a pass calls several times
-    is fitted on all its calls in the original. Raises DataError where there is no data.
+    is fitted on all its calls in the original. `coupled` channels of each norm may stay in its sum; None for as many as
+    the model needs (calibration.leeway). Raises DataError where there is no data.
     """
     batches = [_on_device(batch, model) for batch in data]
     if not batches:
@@ -72,17 +75,19 @@ def fit_norms(
         tokens = _Tokens(
             [_token_weights(batch, causal) for batch in batches], held_out_samples([_arrays(b) for b in batches])
         )
+        massive = _massive(model, {name: norms[name] for name in calls}, batches, tokens)
+        leeway = leeways_of(coupled, massive, {name: norms[name].channels for name in calls})
         often = [name for name, count in calls.items() if count > 1]
         for name in often:
             norm = norms[name]
-            fitted = _fit(function, norm, leeway, lambda n=norm: _original_calls(model, n, batches, tokens))  # type: ignore[misc]
+            fitted = _fit(function, norm, leeway[name], lambda n=norm: _original_calls(model, n, batches, tokens))  # type: ignore[misc]
             done[name] = (fitted, make(name, fitted))
         once = {name: norms[name] for name, count in calls.items() if count == 1}
 
         def deal_with(name: str, items: Mapping[int, _Call]) -> None:
             pairs = _pairs(items, tokens)
             if pairs:
-                fitted = _fit(function, norms[name], leeway, lambda: iter(pairs))
+                fitted = _fit(function, norms[name], leeway[name], lambda: iter(pairs))
                 done[name] = (fitted, make(name, fitted))
             progress("calibrate", len(done), len(calls))
 
@@ -169,6 +174,29 @@ def _pairs(items: Mapping[int, _Call], tokens: _Tokens) -> list[Rows]:
 
 def _fit(function: Function, norm: Norm, leeway: Leeway, batches: Callable[[], Iterator[Rows]]) -> Fit:
     return fit_rows(function, norm.kind, norm.epsilon, batches, leeway)
+
+
+def _massive(model: nn.Module, norms: Mapping[str, Norm], batches: Sequence[Batch], tokens: _Tokens) -> set[str]:
+    """The norms that see sinks in the first few batches."""
+    squares: dict[str, list[np.ndarray]] = defaultdict(list)
+    place = 0
+
+    def hook(name: str, norm: Norm) -> Any:
+        def after(module: nn.Module, args: tuple, kwargs: dict, output: torch.Tensor) -> None:
+            call = _observed(norm, args, kwargs, output)
+            rows = tokens.rows(place, call.x, call.target)
+            squares[name].append(squared_lengths(norm.kind, norm.epsilon, rows.x))
+
+        return norm.module.register_forward_hook(after, with_kwargs=True)
+
+    handles = [hook(name, norm) for name, norm in norms.items()]
+    try:
+        for place, batch in enumerate(batches[:LOOKED_AT]):  # noqa: B007 - read by the hooks
+            _call(model, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name for name, found in squares.items() if has_sinks(name, found)}
 
 
 def _original_calls(model: nn.Module, norm: Norm, batches: Sequence[Batch], tokens: _Tokens) -> Iterator[Rows]:

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from dynorm_onnx.calibration.fit import Fit
-from dynorm_onnx.calibration.fit_rows import Leeway
 from dynorm_onnx.errors import NoSiteError, UsageError
 from dynorm_onnx.functions import REGISTRY
 from dynorm_onnx.graph.select import matcher
@@ -72,7 +71,7 @@ def replace_norms(
     *,
     only: str | Sequence[str] = (),
     keep: str | Sequence[str] = (),
-    coupled: int = 0,
+    coupled: int | None = None,
     per_channel: bool | None = None,
     initial: Mapping[str, float] | None = None,
     language_model: bool | None = None,
@@ -91,8 +90,8 @@ def replace_norms(
             initial values, for training from scratch.
         only, keep: which norms, by glob or "re:" expression over their paths.
         coupled: with data, how many channels of each norm may stay in its sum, chosen by what they tell of a token's
-            length (functions/coupling.py); 0 for functions of single channels. Language models with attention sinks
-            need some: 32 where `convert` would.
+            length (functions/coupling.py); 0 for functions of single channels. None: 32 where tokens are massive
+            (attention sinks), else 0, as `convert` does.
         per_channel: one alpha (beta, shift) for each channel or for all. By default for each with data,
             for all without, as in the papers. With data False is refused: the fits are per channel.
         initial: without data, keyword arguments of the modules that differ, such as {"alpha": 0.8}.
@@ -105,7 +104,7 @@ def replace_norms(
         NoSiteError: the model has no norm that could be replaced.
         DataError: the data holds no batch.
     """
-    if coupled < 0 or (coupled and data is None):
+    if coupled is not None and (coupled < 0 or (coupled and data is None)):
         raise UsageError(f"coupled={coupled}: channels are chosen on data, and at least 0 of them")
     if to not in MODULES:
         raise UsageError(f"to={to!r} is not one of {', '.join(MODULES)}")
@@ -131,7 +130,7 @@ def replace_norms(
             data,
             lambda name, fit: _fitted(to, chosen[name], fit),
             progress,
-            Leeway(coupled),
+            coupled,
         )
         made = {name: module for name, (_, module) in fits.items()}
         errors = {name: fit.relative_error for name, (fit, _) in fits.items()}

@@ -229,7 +229,9 @@ def _kind(output: Any) -> str:
     """What ONNX calls the type of an output that ONNX Runtime gave in Python."""
     if isinstance(output, np.ndarray):
         return "string" if output.dtype.kind in "OSU" else str(output.dtype)
-    return {list: "a sequence", dict: "a map"}.get(type(output), type(output).__name__)
+    if isinstance(output, list):
+        return "a sequence"
+    return "a map" if isinstance(output, dict) else type(output).__name__
 
 
 def _sample_count(feeds: Feeds) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dynorm_onnx.errors import DataError
 from dynorm_onnx.pipeline import convert_model
 from dynorm_onnx.runtime.session import make_session
 from models.zoo.in_pytorch import error_in_pytorch
@@ -73,7 +74,10 @@ def _converted(path: Path, cell: Cell) -> Cell:
     output = path.with_suffix(".converted.onnx")
     knobs: dict[str, Any] = {"output": output, "samples": SAMPLES, "max_length": LENGTH, "time": False}
     exact = convert_model(path, to="rmsnorm", **knobs)
-    replaced = convert_model(path, to="dyisru", method="fit", validate=False, **knobs)
+    try:
+        replaced = convert_model(path, to="dyisru", method="fit", validate=False, **knobs)
+    except DataError:  # it writes no text, and random weights have no real data
+        replaced = convert_model(path, to="dyisru", method="fit", validate=False, data="random", **knobs)
     assert exact.validation is not None
     errors = [error.relative_error for error in exact.validation.outputs.values()]
     return dataclasses.replace(

@@ -21,7 +21,7 @@ def error_in_pytorch(path: Path, *, length: int) -> float:
     model = model_io.load(path)
     session = make_session(path, threads=1)
     data = load_calibration(
-        model, None, session=lambda: session, samples=2, max_length=length, seed=0, folder=path.parent
+        model, None, session=lambda: session, samples=2, max_length=length, seed=0, folder=path.parent, drawn=True
     )
     feeds = data.validation[0]
     with torch.no_grad():

@@ -38,8 +38,8 @@ def document(cells: Sequence[Cell], seconds: float) -> str:
         "- **5/5**: norms found, of norms that run in the PyTorch model (counted there by what modules compute, "
         "independently of the graph);\n"
         f"- **3e-07**: the worst relative error of any float output after `--to rmsnorm`, at most {PARITY:g} wanted;\n"
-        f"- **✓**: `--to dyisru` (`--method fit`, {SAMPLES} samples of {LENGTH} tokens, no data given) replaced all of "
-        "them;\n"
+        f"- **✓**: `--to dyisru` (`--method fit`, {SAMPLES} samples of {LENGTH} tokens, on text that the model writes, "
+        "else on random inputs) replaced all of them;\n"
         "- **–** and a number: the exporter gave no file that ONNX Runtime runs as the model; the note says why, in "
         "the exporter's words.",
         *tables,

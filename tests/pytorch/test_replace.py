@@ -272,3 +272,40 @@ def test_gated_norms_of_hugging_face() -> None:
     assert [row.kind for row in report.norms] == ["rms", "rms, gated", "rms"]
     assert len(report.converted) == 3
     assert converted(input_ids=torch.randint(0, 50, (2, 9))).logits.isfinite().all()
+
+
+class WithSink(nn.Module):
+    """Token 0 is massive in channel 5, and the lengths of the others vary."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(50, 32)
+        self.norm = nn.RMSNorm(32)
+        self.out = nn.Linear(32, 50)
+        with torch.no_grad():
+            self.table.weight[0, 5] = 500.0
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.out(self.norm(self.table(ids)))
+
+
+@pytest.mark.parametrize(("coupled", "most"), [(None, 32), (0, 0), (2, 2)])
+def test_channels_are_coupled_where_a_token_is_massive(coupled: int | None, most: int) -> None:
+    torch.manual_seed(0)
+    sunk, rng = WithSink(), torch.Generator().manual_seed(0)
+    batches = [torch.randint(1, 50, (8, 16), generator=rng) for _ in range(4)]
+    for batch in batches:
+        batch[:, 0] = 0
+    report = replace_norms(sunk, "dyisru", batches, coupled=coupled)
+    assert isinstance(sunk.norm, DyISRU) and len(report.converted) == 1
+    coupling = sunk.norm.to_parameters().coupling
+    if not most:
+        assert coupling is None
+    else:
+        assert coupling is not None and coupling.channels[0] == 5 and len(coupling.channels) <= most
+
+
+def test_no_channel_is_coupled_where_no_token_is_massive() -> None:
+    plain = model()
+    replace_norms(plain, "dyisru", data())
+    assert plain.final.to_parameters().coupling is None

@@ -27,9 +27,11 @@ from dynorm_onnx.errors import DataError, UsageError
 from dynorm_onnx.runtime.arrays import Feeds
 from dynorm_onnx.runtime.logits import LogitsOutput, is_causal
 
+RANDOM = "random"
+"""The data that is none: inputs drawn at random."""
+
 _RANDOM_INPUTS = (
-    "no data was given, so the model was calibrated on random inputs: "
-    "quality on real data will be lower than with samples of it (--data)"
+    "the model was calibrated on random inputs: quality on real data will be lower than with samples of it (--data)"
 )
 _PROBE_LENGTH = 16
 _ONE_SAMPLE = "the data has a single sample, so the model was validated on what it was calibrated on"
@@ -90,6 +92,7 @@ def load_calibration(
     seed: int,
     tokenizer: Path | None = None,
     folder: Path | None = None,
+    drawn: bool = False,
     progress: Progress = lambda done, total: None,
 ) -> CalibrationData:
     """Batches to calibrate and to validate on, complete for the model's inputs.
@@ -97,8 +100,8 @@ def load_calibration(
     Args:
         model: as it will be calibrated; not changed.
         data: a .npz, .jsonl or .txt file, a folder of .npz files, feeds or an iterable of feeds, a
-            CalibrationDataReader, or None: then a causal language model writes text, and the inputs of any
-            other model are drawn from its signature.
+            CalibrationDataReader; RANDOM: inputs are drawn from the signature; or None: a causal language model
+            writes text.
         session: makes an onnxruntime.InferenceSession of the model; called only without data, and only
             if the model has logits over the vocabulary of its tokens.
         samples: at most so many for calibration; a fifth of that, but 256 at most, for validation.
@@ -106,11 +109,13 @@ def load_calibration(
         seed: of everything random.
         tokenizer: a tokenizer.json; by default the one in `folder`.
         folder: that of the model, with its tokenizer.json and config.json if any.
+        drawn: whether None means RANDOM for a model that writes no text. Right where the data decides nothing.
         progress: called while the model writes text.
 
     Raises:
         UsageError: samples or max_length too small, a tokenizer is needed and not there, a file of
-            another kind. DataError: the data cannot be read or does not fit the model.
+            another kind. DataError: the data cannot be read or does not fit the model, or there is none for a model
+            that writes no text.
         ModelError: the model cannot be fed or run.
     """
     if samples < 1 or max_length < 1:
@@ -118,7 +123,10 @@ def load_calibration(
     rng = np.random.default_rng(seed)
     what = signature(model)
     wanted = _Wanted(what, rng, samples, _longest(what, folder, max_length), tokenizer, folder)
-    found = _without_data(wanted, session, progress) if data is None else _read(data, wanted)
+    if data is None:
+        found = _without_data(wanted, session, progress, drawn)
+    else:
+        found = _drawn(wanted) if _is_random(data) else _read(data, wanted)
     parts = _batches(found, wanted)
     calibration, validation = (tuple(complete(feeds, what, rng) for feeds in part) for part in parts)
     counts = [_count(feeds, what) for feeds in calibration]
@@ -187,11 +195,26 @@ def _read(data: Any, wanted: _Wanted) -> _Found:
     raise UsageError(f"the data {path} must be .npz, .jsonl, .txt or a folder of .npz files")
 
 
-def _without_data(wanted: _Wanted, session: Callable[[], Any], progress: Progress) -> _Found:
+def _without_data(wanted: _Wanted, session: Callable[[], Any], progress: Progress, drawn: bool) -> _Found:
     if wanted.signature.logits is not None and not wanted.signature.with_role("other"):
         made = session()
         if _writes(wanted, made):
             return _written(wanted, made, progress)
+    if drawn:
+        return _drawn(wanted)
+    inputs = "; ".join(f"{spec.name}: {spec.describe()}" for spec in wanted.signature.inputs)
+    raise DataError(
+        "the model writes no text that it could be calibrated on, and on random inputs a function fits that real data "
+        f"need not suit: give samples of real data with --data ({inputs}), or --data {RANDOM} to see what random "
+        "inputs lead to"
+    )
+
+
+def _is_random(data: Any) -> bool:
+    return isinstance(data, str | os.PathLike) and os.fspath(data) == RANDOM and not os.path.exists(data)
+
+
+def _drawn(wanted: _Wanted) -> _Found:
     count = wanted.batches + held_out(wanted.batches)
     samples = draw_samples(wanted.signature, wanted.rng, count=count, length=wanted.length)
     return _Found("random inputs", feeds=samples, warnings=(_RANDOM_INPUTS,))
