@@ -158,9 +158,9 @@ def _teacher(
 ) -> Callable[..., dict[str, torch.Tensor]]:
     """The original as it is run beside the student.
 
-    By ONNX Runtime, but on CUDA, where a session on the processor would keep the GPU waiting, and for a `large` model
-    where the processor computes in bfloat16: its outputs are not kept from round to round, and a third as fast in
-    float32 (4.2 s for 2,048 tokens of a model of 135 million parameters, and 1.3 s).
+    By ONNX Runtime, but in PyTorch on CUDA, where a session on the processor would keep the GPU waiting, and for a
+    `large` model where the processor computes in bfloat16: ONNX Runtime's float32 takes three times as long (2,048
+    tokens through 135 million parameters: 4.2 s, and 1.3 s), and so much output is not kept for a second round.
     """
     device = best_device()
     if device.type == "cuda" or (large and precision == "bfloat16"):
