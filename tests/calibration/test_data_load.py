@@ -164,8 +164,10 @@ def test_settings_that_cannot_be_read_are_left_aside(tmp_path: Path, caplog: pyt
 
 
 def test_a_masked_language_model_gets_random_tokens() -> None:
-    loaded = load(language_model(causal=False))
-    assert loaded.source == "random inputs"
+    with pytest.raises(DataError, match=r"--data \(input_ids: int64 \[.*--data random"):
+        load(language_model(causal=False))
+    loaded = load(language_model(causal=False), "random")
+    assert loaded.source == load(language_model(causal=False), drawn=True).source == "random inputs"
     assert "--data" in loaded.warnings[0]
     tokens = np.concatenate([feeds["input_ids"].ravel() for feeds in loaded.calibration])
     assert tokens.min() >= 0 and tokens.max() < VOCABULARY and len(np.unique(tokens)) > VOCABULARY // 2
@@ -175,7 +177,7 @@ def test_images_are_drawn_smooth() -> None:
     model = parsed(
         "(float16[batch, channels, height, width] pixel_values) => (float16[b, c, h, w] y) { y = Relu(pixel_values) }"
     )
-    image = load(model, samples=2).calibration[0]["pixel_values"].astype(np.float64)
+    image = load(model, "random", samples=2).calibration[0]["pixel_values"].astype(np.float64)
     assert image.shape == (2, 3, 224, 224)
     assert abs(image.std() - 1) < 0.1
     assert np.abs(np.diff(image)).mean() < 0.6  # 1.13 for white noise
@@ -186,7 +188,7 @@ def test_other_inputs_are_drawn_from_the_signature() -> None:
         """(float[batch, seq, 8] states, bool[batch, seq] keep, int64[batch] kind, float[8] scale)
         => (float[batch, seq, 8] y) { y = Mul(states, scale) }"""
     )
-    feeds = load(model, samples=4).calibration[0]
+    feeds = load(model, "random", samples=4).calibration[0]
     assert {name: array.shape for name, array in feeds.items()} == {
         "states": (4, 12, 8),
         "keep": (4, 12),
@@ -252,7 +254,7 @@ def test_decoder_tokens_are_drawn_where_the_encoder_reads_none() -> None:
         heard = ReduceMean<keepdims = 0>(input_features)
         y = Add(words_of, heard)
     }"""
-    loaded = load(parsed(text, words=(9, 3)))
+    loaded = load(parsed(text, words=(9, 3)), "random")
     tokens = np.concatenate([feeds["decoder_input_ids"] for feeds in loaded.calibration])
     assert tokens.shape == (10, 12) and tokens.min() >= 0 and tokens.max() < 9 and len(np.unique(tokens)) > 1
 
