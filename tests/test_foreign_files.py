@@ -260,3 +260,16 @@ def test_without_data_a_model_that_writes_no_text_is_not_guessed_at(
     assert main([str(source), "-q", "--no-time", "--to", "rmsnorm"]) == 0
     assert main([str(source), "-q", "--no-time", "--data", "random"]) == 0
     assert "calibrated on random inputs" in "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize("end", ["y = LayerNormalization<axis = -1>(x, w1500)", "y = MatMul(y0, w1500)"])
+def test_a_weight_behind_a_long_chain_of_constants(end: str, tmp_path: Path) -> None:
+    """As tracers leave them; Python's stack has room for 1,000 calls."""
+    links = "\n".join(f"w{place + 1} = Add(w{place}, zero)" for place in range(1500))
+    norm = "" if "LayerNormalization" in end else "y0 = LayerNormalization<axis = -1>(x, w)"
+    text = f"g (float[n,4,8] x) => (float[n,4,8] y) {{\n{links}\n{norm}\n{end}\n}}"
+    weights = {"w0": LIN if norm else np.linspace(0.5, 2, C, dtype=np.float32), "zero": np.zeros(1, np.float32)}
+    proto = model(text, weights | ({"w": np.ones(C, np.float32)} if norm else {}))
+    output, _ = converted(proto, tmp_path, to="rmsnorm")
+    assert relative_error(outputs(output, x=X)["y"], outputs(proto, x=X)["y"]) < 1e-5
+    assert [site.status for site in converted(proto, tmp_path)[1].sites] == ["converted"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 import numpy as np
 import onnx
@@ -24,22 +25,53 @@ def constant_array(value: ir.Value, opset: int) -> np.ndarray | None:
 
     16-bit floats are widened to float32 and stay so: 1 + w keeps the bits that bfloat16 would lose.
     """
+    known: dict[ir.Value, np.ndarray | None] = {}
+    pending = [value]
+    while pending:  # not by recursion: files hold chains of constants longer than Python's stack
+        current = pending[-1]
+        operands = _operands(current)
+        unknown = next((v for v in operands if v not in known), None)
+        if unknown is not None and all(known[v] is not None for v in operands if v in known):
+            pending.append(unknown)
+            continue
+        pending.pop()
+        arrays = [known.get(v) for v in operands]
+        known[current] = None if any(array is None for array in arrays) else _folded(current, known, opset)
+    return known[value]
+
+
+def _operands(value: ir.Value) -> tuple[ir.Value, ...]:
+    """The values whose data decides that of `value`; none of what is no fold of others."""
+    node = value.producer()
+    if value.is_initializer() or node is None or not _can_fold(node):
+        return ()
+    read = node.inputs[:1] if _is_passed_on(node) else node.inputs
+    return tuple(source for source in read if source is not None)
+
+
+def _folded(value: ir.Value, known: Mapping[ir.Value, np.ndarray | None], opset: int) -> np.ndarray | None:
+    """The data of a value whose operands are `known`, all of them constants."""
     if value.is_initializer():
         return _wide(value.const_value.numpy()) if value.const_value is not None and is_fixed(value) else None
     node = value.producer()
-    if node is None or node.domain != "" or node.op_type in RANDOM:
+    if node is None or not _can_fold(node):
         return None
-    if any(attr.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for attr in node.attributes.values()):
-        return None
-    if node.op_type in _TYPE_ONLY or (node.op_type == "Cast" and _narrows(node)):
-        return None if node.inputs[0] is None else constant_array(node.inputs[0], opset)
-    inputs: list[np.ndarray | None] = []
-    for source in node.inputs:
-        array = None if source is None else constant_array(source, opset)
-        if source is not None and array is None:
-            return None
-        inputs.append(array)
+    if _is_passed_on(node):
+        return None if node.inputs[0] is None else known[node.inputs[0]]
+    inputs = [None if source is None else known[source] for source in node.inputs]
     return _evaluate(node, value.index() or 0, inputs, opset)
+
+
+def _can_fold(node: ir.Node) -> bool:
+    bodies = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+    return (
+        node.domain == "" and node.op_type not in RANDOM and all(a.type not in bodies for a in node.attributes.values())
+    )
+
+
+def _is_passed_on(node: ir.Node) -> bool:
+    """Whether it gives its first operand's data as it is, in another type perhaps."""
+    return node.op_type in _TYPE_ONLY or (node.op_type == "Cast" and _narrows(node))
 
 
 def _narrows(cast: ir.Node) -> bool:

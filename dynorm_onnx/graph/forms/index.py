@@ -115,8 +115,21 @@ class GraphIndex:
             return None
         if value not in self._constants:
             with np.errstate(all="ignore"):
-                self._constants[value] = self._fold(value)
+                self._fold_with_operands(value)
         return self._constants[value]
+
+    def _fold_with_operands(self, value: ir.Value) -> None:
+        """Operands first, without recursion: files hold chains of constants longer than Python's stack."""
+        pending = [value]
+        while pending:
+            node = pending[-1].producer()
+            folded = node is not None and (node.op_type in constants.FOLDS or node.op_type == "CastLike")
+            operands = node.inputs if node is not None and folded else ()
+            unknown = [v for v in operands if v is not None and v not in self._constants and self.is_constant(v)]
+            if unknown:
+                pending += unknown
+            elif (done := pending.pop()) not in self._constants:
+                self._constants[done] = self._fold(done)
 
     def scalar(self, value: ir.Value | None) -> float | None:
         """The number that a constant of one element holds, also when it is expanded to a shape."""
