@@ -11,6 +11,7 @@ import onnx
 import onnx_ir as ir
 
 from dynorm_onnx.errors import ModelError
+from dynorm_onnx.graph.outputs import largest_difference
 from dynorm_onnx.runtime.arrays import Feeds, first_line, is_float, run
 from dynorm_onnx.runtime.measures import OutputSums
 from dynorm_onnx.runtime.session import Model
@@ -57,19 +58,11 @@ def _largest_excess(expected: Feeds, got: Feeds) -> float:
     """The largest relative error of a float output in units of what its type allows."""
     if set(expected) != set(got):
         return math.inf
-    return max((_excess(array, got[name]) for name, array in expected.items()), default=0.0)
+    return max((largest_difference(array, got[name], _excess) for name, array in expected.items()), default=0.0)
 
 
-def _excess(expected: Any, got: Any) -> float:
-    """The same of one output; of a sequence, that of its worst element. Others than floats must be equal."""
-    if isinstance(expected, list) and isinstance(got, list):
-        if len(expected) != len(got):
-            return math.inf
-        return max((_excess(one, other) for one, other in zip(expected, got, strict=True)), default=0.0)
-    if not isinstance(expected, np.ndarray) or not isinstance(got, np.ndarray):
-        return 0.0 if expected == got else math.inf
-    if expected.shape != got.shape:
-        return math.inf
+def _excess(expected: np.ndarray, got: np.ndarray) -> float:
+    """The same of one output's array. Others than floats must be equal."""
     if not is_float(expected):
         return 0.0 if np.array_equal(expected, got) else math.inf
     if not expected.size:

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from dynorm_onnx.graph.outputs import largest_difference
+
 logger = logging.getLogger(__name__)
 
 # A model and the outputs, arrays or what else ONNX Runtime gives, for some fixed random input.
@@ -35,7 +37,8 @@ class Parity:
             first = (str(problem).strip().splitlines() or [repr(problem)])[0]
             return math.inf, f"it could not be run to prove it: {first}"
         tolerance = TOLERANCE[_narrowest(before)]
-        error = max((_error(one, other) for one, other in zip(expected, got, strict=True)), default=0.0)
+        pairs = zip(expected, got, strict=True)
+        error = max((largest_difference(one, other, _error) for one, other in pairs), default=0.0)
         logger.info("folded, the outputs differ by %.2g; %.2g is allowed", error, tolerance)
         if error <= tolerance:
             return error, None
@@ -51,19 +54,9 @@ def _narrowest(model: ir.Model) -> str:
     return "float64"
 
 
-def _error(expected: Any, got: Any) -> float:
-    """Relative error in float64; infinite where shapes, integers or the places of what is not finite differ.
-
-    Of a sequence, that of the worst of its elements; of what is no tensor, a map say, 0 where both are equal.
-    """
-    if isinstance(expected, list) and isinstance(got, list):
-        if len(expected) != len(got):
-            return math.inf
-        return max((_error(one, other) for one, other in zip(expected, got, strict=True)), default=0.0)
-    if not isinstance(expected, np.ndarray) or not isinstance(got, np.ndarray):
-        return 0.0 if expected == got else math.inf
-    if expected.shape != got.shape:
-        return math.inf
+def _error(expected: np.ndarray, got: np.ndarray) -> float:
+    """Relative error of arrays of one shape, in float64; infinite where integers or the places of what is not finite
+    differ."""
     try:
         wide, other = expected.astype(np.float64), got.astype(np.float64)
     except (TypeError, ValueError):  # strings
