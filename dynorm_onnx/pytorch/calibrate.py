@@ -134,12 +134,10 @@ def _hooked(
 
         return norm.module.register_forward_hook(after, with_kwargs=True)
 
-    handles = [hook(name, norm) for name, norm in norms.items()]
-    try:
+    with contextlib.ExitStack() as hooks:
+        for name, norm in norms.items():
+            hooks.callback(hook(name, norm).remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _observed(norm: Norm, args: tuple, kwargs: dict, output: torch.Tensor) -> _Call:
@@ -189,13 +187,11 @@ def _massive(model: nn.Module, norms: Mapping[str, Norm], batches: Sequence[Batc
 
         return norm.module.register_forward_hook(after, with_kwargs=True)
 
-    handles = [hook(name, norm) for name, norm in norms.items()]
-    try:
+    with contextlib.ExitStack() as hooks:
+        for name, norm in norms.items():
+            hooks.callback(hook(name, norm).remove)
         for place, batch in enumerate(batches[:LOOKED_AT]):  # noqa: B007 - read by the hooks
             _call(model, batch)
-    finally:
-        for handle in handles:
-            handle.remove()
     return {name for name, found in squares.items() if has_sinks(name, found)}
 
 
