@@ -10,6 +10,7 @@ from typing import Any
 import onnx_ir as ir
 
 from dynorm_onnx.attempts import distilled, with_calibration_text, with_weights_folded
+from dynorm_onnx.calibration.constant_norms import leave_constants
 from dynorm_onnx.calibration.data import CalibrationData, load_calibration
 from dynorm_onnx.calibration.fit_rows import Leeway
 from dynorm_onnx.calibration.leeway import leeways
@@ -22,7 +23,7 @@ from dynorm_onnx.functions import REGISTRY
 from dynorm_onnx.graph import model_io
 from dynorm_onnx.graph.lower import LoweredNorm, lower, require_finite
 from dynorm_onnx.graph.rewrite import count_replacements
-from dynorm_onnx.graph.select import leave_constants, select
+from dynorm_onnx.graph.select import select
 from dynorm_onnx.graph.sites import find_sites
 from dynorm_onnx.progress import Progress, StepClock, no_progress
 from dynorm_onnx.report import Report, build_report

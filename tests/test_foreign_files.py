@@ -25,9 +25,12 @@ DATA = [{"x": np.random.default_rng(i).normal(size=(2, 4, C)).astype(np.float32)
 X = DATA[0]["x"]
 
 
-def model(text: str, weights: dict[str, np.ndarray], *, ir_version: int = 10, opset: int = 17) -> onnx.ModelProto:
+def model(
+    text: str, weights: dict[str, np.ndarray], *, ir_version: int = 10, opset: int = 17, others: tuple[str, ...] = ()
+) -> onnx.ModelProto:
     """A model from ONNX's text form; `weights` become initializers, of the inputs that `text` names too."""
-    head = f'<ir_version: {ir_version}, opset_import: ["" : {opset}]>\n'
+    domains = "".join(f', "{domain}" : 1' for domain in others)
+    head = f'<ir_version: {ir_version}, opset_import: ["" : {opset}{domains}]>\n'
     made = onnx.parser.parse_model(head + text)
     made.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in weights.items())
     return made
@@ -113,23 +116,49 @@ def test_before_ir_4_every_initializer_is_an_input_and_a_constant(tmp_path: Path
     )
 
 
-@pytest.mark.parametrize("constant", ["Identity(queries)", "Add(queries, queries)"])
-def test_a_norm_of_what_is_the_same_in_every_run_is_kept(constant: str, tmp_path: Path) -> None:
+CONSTANT_INPUTS = {
+    "initializer": "q0 = Identity(queries)\nq = LayerNormalization<axis = -1>(q0, w)",
+    "sum": "q0 = Add(queries, queries)\nq = LayerNormalization<axis = -1>(q0, w)",
+    "default of an input": "q0 = Mul(given, given)\nq = LayerNormalization<axis = -1>(q0, w)",
+    "sum inside": "q = com.microsoft.SkipSimplifiedLayerNormalization(queries, queries, w)",
+    "weight that varies": "v = ReduceMean<axes = [0, 1], keepdims = 0>(x)\n"
+    "q = com.microsoft.SkipSimplifiedLayerNormalization(queries, queries, v)",
+}
+
+
+@pytest.mark.parametrize("made", CONSTANT_INPUTS.values(), ids=list(CONSTANT_INPUTS))
+def test_a_norm_of_what_is_the_same_in_every_run_is_kept(made: str, tmp_path: Path) -> None:
     text = f"""
-    g (float[n,4,8] x) => (float[n,4,8] y) {{
-      q0 = {constant}
-      q = LayerNormalization<axis = -1>(q0, w)
+    g (float[n,4,8] x, float[1,4,8] given) => (float[n,4,8] y) {{
+      {made}
       h = Add(x, q)
       y = LayerNormalization<axis = -1>(h, w)
     }}"""
-    weights = {"queries": RNG.normal(size=(4, C)).astype(np.float32), "w": np.ones(C, np.float32)}
-    output, report = converted(model(text, weights), tmp_path)
+    queries = RNG.normal(size=(1, 4, C)).astype(np.float32)
+    weights = {"queries": queries, "w": np.ones(C, np.float32), "given": queries}
+    output, report = converted(model(text, weights, others=("com.microsoft",)), tmp_path)
     assert [node.op_type for node in onnx.load(output).graph.node].count("DyISRU") == 1
     (kept,) = [site for site in report.sites if site.status == "kept"]
     assert kept.name == "q" and kept.reason == "its input is the same in every run"
     alone = text.replace("y = LayerNormalization<axis = -1>(h, w)", "y = Identity(h)")
     with pytest.raises(NoSiteError, match=r"the same in every run \(q\)"):
-        converted(model(alone, weights), tmp_path)
+        converted(model(alone, weights, others=("com.microsoft",)), tmp_path)
+
+
+@pytest.mark.parametrize("noise", ["RandomNormal<shape = [1, 4, 8], seed = 1.0>()", "RandomUniformLike(queries)"])
+def test_a_norm_of_noise_is_calibrated_on_noise(noise: str, tmp_path: Path) -> None:
+    text = f"""
+    g (float[n,4,8] x) => (float[n,4,8] y) {{
+      noise = {noise}
+      h0 = Add(noise, queries)
+      q = LayerNormalization<axis = -1>(h0, w)
+      h = Add(x, q)
+      y = LayerNormalization<axis = -1>(h, w)
+    }}"""
+    weights = {"queries": np.zeros((1, 4, C), np.float32), "w": np.ones(C, np.float32)}
+    output, report = converted(model(text, weights), tmp_path)
+    assert [node.op_type for node in onnx.load(output).graph.node].count("DyISRU") == 2
+    assert all(site.status == "converted" for site in report.sites)
 
 
 def test_outputs_that_cannot_be_compared_are_named(tmp_path: Path) -> None:

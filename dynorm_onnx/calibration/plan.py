@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
+from dynorm_onnx.graph.fixed import RANDOM
 from dynorm_onnx.graph.reads import inputs_of
 
 CONSTANT = -1
@@ -59,7 +60,11 @@ def order_points(graph: ir.Graph, points: Sequence[SolvePoint]) -> list[SolvePoi
 
 
 def value_stages(graph: ir.Graph, points: Sequence[SolvePoint]) -> dict[str, int]:
-    """The stage of every value by name: CONSTANT, 0 where no point changes it, else as said above."""
+    """The stage of every value by name: CONSTANT, 0 where no point changes it, else as said above.
+
+    What a node draws at random is of stage 0 as inputs are: it differs from run to run, and both models are shown
+    the same. An input with a default is CONSTANT: calibration feeds nothing for it.
+    """
     point_of = {node: place for place, point in enumerate(order_points(graph, points)) for node in point.nodes}
     stages = {str(name): CONSTANT for name in graph.initializers}
     stages |= {str(value.name): 0 for value in graph.inputs if not value.is_initializer()}
@@ -67,6 +72,8 @@ def value_stages(graph: ir.Graph, points: Sequence[SolvePoint]) -> dict[str, int
         stage = max((stages[str(value.name)] for value in inputs_of(node)), default=CONSTANT)
         if node in point_of:
             stage = point_of[node] + 1
+        elif node.op_type in RANDOM:
+            stage = max(stage, 0)
         stages.update({str(output.name): stage for output in node.outputs if output.name})
     return stages
 

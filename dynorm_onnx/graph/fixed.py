@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from dynorm_onnx.graph.reads import inputs_of
-
 RANDOM = frozenset(
     {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial"}
 )
@@ -38,12 +36,3 @@ def fixed_tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
     if value is None or value.is_graph_input():
         return None
     return ir.convenience.get_const_tensor(value)
-
-
-def follows_from_constants(graph: ir.Graph) -> set[ir.Value]:
-    """The outputs of nodes, in topological order, that nothing fed to the graph changes."""
-    found: set[ir.Value] = set()
-    for node in graph:
-        if node.op_type not in RANDOM and all(is_fixed(value) or value in found for value in inputs_of(node)):
-            found.update(node.outputs)
-    return found

@@ -6,10 +6,7 @@ import fnmatch
 import re
 from collections.abc import Callable, Sequence
 
-import onnx_ir as ir
-
 from dynorm_onnx.errors import NoSiteError, UsageError
-from dynorm_onnx.graph.fixed import follows_from_constants, is_fixed
 from dynorm_onnx.graph.norm_site import NormSite, SitesFound
 
 
@@ -46,24 +43,6 @@ def select(
     if not chosen:
         raise NoSiteError(f"--only and --keep leave none of the {len(found.sites)} sites to replace")
     return chosen, kept
-
-
-def leave_constants(
-    chosen: Sequence[NormSite], kept: dict[str, str], graph: ir.Graph
-) -> tuple[tuple[NormSite, ...], dict[str, str]]:
-    """The same two without the sites whose input is one in every run, such as learned queries: a runtime computes
-    them once, when it loads the model, and there is no data to fit a function to.
-
-    Raises NoSiteError where none is left.
-    """
-    constant = follows_from_constants(graph)
-    same = [site for site in chosen if site.x is not None and (is_fixed(site.x) or site.x in constant)]
-    kept = kept | {site.name: "its input is the same in every run" for site in same}
-    left = tuple(site for site in chosen if site not in same)
-    if not left:
-        names = ", ".join(site.name for site in same[:3])
-        raise NoSiteError(f"the inputs of all norms are the same in every run ({names}): they cost nothing as they are")
-    return left, kept
 
 
 def matcher(knob: str, pattern: str) -> Callable[[str], bool]:
