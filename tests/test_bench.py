@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ from onnx import numpy_helper, parser
 from dynorm_onnx.bench.__main__ import main
 from dynorm_onnx.bench.models import _batches, make_untrained
 from dynorm_onnx.bench.operators import COPY, LAYER_NORM, RMS_NORM, OperatorModel
-from dynorm_onnx.bench.ops import BODY, OpsGrid, _is_whole, bench_ops
+from dynorm_onnx.bench.ops import BODY, OpsGrid, OpsRow, _is_whole, bench_ops
 from dynorm_onnx.calibration.data.signature import signature
 from dynorm_onnx.errors import UsageError
 from dynorm_onnx.functions import DOMAIN, REGISTRY, Coupling, Form
@@ -296,3 +298,16 @@ def test_wrong_use(capsys, tmp_path: Path, monkeypatch) -> None:
 def test_a_picture_that_cannot_be_written(capsys, tmp_path: Path) -> None:
     assert main([*OPS, "--plot", str(tmp_path / "none" / "x.png")]) == 2
     assert "--plot" in capsys.readouterr().err
+
+
+def test_what_was_measured_before_ctrl_c_is_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*arguments: object, **options: object) -> Iterator[OpsRow]:
+        yield from itertools.islice(bench_ops(OpsGrid(((1, 2),), (8,), chains=(1,)), seconds=0.01), 2)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dynorm_onnx.bench.__main__.bench_ops", interrupted)
+    assert main(["ops", "--json"]) == 0
+    shown = capsys.readouterr()
+    assert len(json.loads(shown.out)["rows"]) == 2 and "interrupted: 2 rows" in shown.err

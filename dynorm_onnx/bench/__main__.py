@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import math
@@ -110,12 +111,15 @@ def _stdout() -> Console:
 
 
 def _collect(rows: Iterable[Row]) -> list[Row]:
-    """All rows, with a count of them on stderr meanwhile."""
+    """All rows, with a count of them on stderr meanwhile; those measured until Ctrl-C, if it comes."""
     collected: list[Row] = []
-    with Console(stderr=True).status("measuring") as status:
+    console = Console(stderr=True)
+    with console.status("measuring") as status, contextlib.suppress(KeyboardInterrupt):
         for row in rows:
             collected.append(row)
             status.update(f"measuring: {len(collected)} rows")
+        return collected
+    console.print(f"interrupted: {len(collected)} rows were measured")
     return collected
 
 
