@@ -1,7 +1,7 @@
 """The command line: the paper's experiment, or the same question put to a model.
 
     python -m dynorm_onnx.paper [--json] [--plot FILE]
-    python -m dynorm_onnx.paper --model MODEL.onnx [--data FILE] [--json] [--plot FILE]
+    python -m dynorm_onnx.paper --model MODEL.onnx [--data FILE] [--coupled N] [--json] [--plot FILE]
 
 Exit codes: 0 done, 2 wrong use or unreadable input, 3 no norm found.
 """
@@ -51,6 +51,8 @@ def _paper(options: argparse.Namespace) -> None:
     experiments = [run_experiment("layer"), run_experiment("rms")]
     if options.data is not None:
         raise UsageError(f"--data {options.data} needs --model: the paper's experiment draws its own token")
+    if options.coupled:
+        raise UsageError(f"--coupled {options.coupled} needs --model: the paper's functions are of single channels")
     told = {"paper": "arXiv 2503.21708", "experiments": [experiment.as_dict() for experiment in experiments]}
     _tell(options, told, lambda console: print_experiment(experiments, console))
     if options.plot is not None:
@@ -58,6 +60,8 @@ def _paper(options: argparse.Namespace) -> None:
 
 
 def _model(options: argparse.Namespace) -> None:
+    if options.coupled < 0:
+        raise UsageError(f"--coupled {options.coupled}: a number of channels, 0 for none")
     comparison = compare_on_model(
         options.model,
         options.data,
@@ -65,6 +69,7 @@ def _model(options: argparse.Namespace) -> None:
         samples=options.samples,
         max_length=options.max_length,
         seed=options.seed,
+        coupled=options.coupled,
     )
     _tell(options, comparison.as_dict(), lambda console: print_model(comparison, console))
     if options.plot is not None:
@@ -89,6 +94,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tokenizer", type=Path, metavar="tokenizer.json", help="default: the one beside MODEL")
     parser.add_argument("--samples", type=int, default=SAMPLES, help="samples used (%(default)s)")
     parser.add_argument("--max-length", type=int, default=MAX_LENGTH, help="tokens a sample (%(default)s)")
+    parser.add_argument(
+        "--coupled", type=int, default=0, metavar="N",
+        help="fit once more with at most N channels of each norm kept in its sum (%(default)s)",
+    )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of everything random (%(default)s)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write a figure (.svg, .png, .pdf)")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout and nothing else")

@@ -9,7 +9,7 @@ import numpy as np
 
 from dynorm_onnx.functions import REGISTRY
 from dynorm_onnx.paper.experiment import STEPS, Experiment
-from dynorm_onnx.paper.real_model import HOWS, ModelComparison
+from dynorm_onnx.paper.real_model import ModelComparison
 from dynorm_onnx.paper.show import NORMS, TITLES, op_type, parameter_text
 from dynorm_onnx.plotting import require_matplotlib
 
@@ -68,10 +68,11 @@ def _gains(axes: Any, experiment: Experiment) -> None:
 
 def plot_model(comparison: ModelComparison) -> Any:
     """A panel per way of fitting and measure: the residual of every function, site by site."""
-    figure = require_matplotlib("--plot")(figsize=(11, 8.4), layout="constrained")
-    rows = figure.subplots(len(HOWS), 2, sharex=True)
+    hows = comparison.hows
+    figure = require_matplotlib("--plot")(figsize=(11, 2.8 * len(hows)), layout="constrained")
+    rows = figure.subplots(len(hows), 2, sharex=True)
     place = np.arange(1, len(comparison.sites) + 1)
-    for how, panels in zip(HOWS, rows, strict=True):
+    for how, panels in zip(hows, rows, strict=True):
         for axes, measure in zip(panels, ("overall", "outliers"), strict=True):
             for name in REGISTRY:
                 values = [getattr(fit, measure) for site in comparison.sites for fit in site.fitted(how)

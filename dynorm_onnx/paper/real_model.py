@@ -2,7 +2,8 @@
 
 Each function is fitted three times to what the norm does to the model's own tokens: with one scalar on everything,
 with one scalar on the outliers alone (the paper's way), and with its own parameters, weight and bias for every
-channel. What is compared is always the norm's output before its weight and bias.
+channel; a fourth time, if asked for, behind the gain of a few channels that stay in the norm's sum. What is compared
+is always the norm's output before its weight and bias.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from dynorm_onnx.calibration.coupling import choose_coupling
 from dynorm_onnx.calibration.data import load_calibration
 from dynorm_onnx.calibration.fit import fit
 from dynorm_onnx.calibration.moments import Range, moments_of
@@ -31,7 +33,9 @@ from dynorm_onnx.calibration.one_parameter import (
     prefactor,
     scalars,
 )
-from dynorm_onnx.functions import FUNCTIONS, Function
+from dynorm_onnx.calibration.rows import Rows
+from dynorm_onnx.functions import FUNCTIONS, Coupling, Function
+from dynorm_onnx.functions.coupling import applied
 from dynorm_onnx.graph import model_io
 from dynorm_onnx.graph.lower import LoweredNorm, lower
 from dynorm_onnx.graph.norm_site import Kind
@@ -44,7 +48,7 @@ MOST_ELEMENTS = 1 << 20
 
 SAMPLES, MAX_LENGTH = 32, 256
 
-How = Literal["scalar", "outliers", "channels"]
+How = Literal["scalar", "outliers", "channels", "coupled"]
 HOWS: tuple[How, ...] = ("scalar", "outliers", "channels")
 Measure = Literal["overall", "outliers"]
 MEASURES: tuple[Measure, ...] = ("overall", "outliers")
@@ -76,6 +80,7 @@ class SiteComparison:
     tokens: int
     threshold: float
     largest: float  # |y|
+    coupled: tuple[int, ...]  # the channels that stay in the sum where fits are "coupled", the first one first
     fits: tuple[SiteFit, ...]
 
     def best(self, how: How, measure: Measure) -> str:
@@ -94,7 +99,13 @@ class ModelComparison:
     model: str
     source: str  # of the data
     warnings: tuple[str, ...]
+    coupled: int  # so many channels at most stay in the sum of a norm
     sites: tuple[SiteComparison, ...]
+
+    @property
+    def hows(self) -> tuple[How, ...]:
+        """The ways in which every function was fitted."""
+        return (*HOWS, "coupled") if self.coupled else HOWS
 
     def wins(self, how: How, measure: Measure) -> dict[str, int]:
         """By function, at how many sites it has the smallest residual."""
@@ -105,7 +116,7 @@ class ModelComparison:
         return {
             **dataclasses.asdict(self),
             "wins": {
-                how: {"overall": self.wins(how, "overall"), "outliers": self.wins(how, "outliers")} for how in HOWS
+                how: {"overall": self.wins(how, "overall"), "outliers": self.wins(how, "outliers")} for how in self.hows
             },
         }
 
@@ -118,11 +129,13 @@ def compare_on_model(
     samples: int = SAMPLES,
     max_length: int = MAX_LENGTH,
     seed: int = 0,
+    coupled: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> ModelComparison:
     """Compare the functions at every norm of an ONNX model, on activations of the model as it is.
 
-    data, tokenizer, samples and max_length are those of convert_model(). Raises the errors of dynorm_onnx.errors.
+    data, tokenizer, samples and max_length are those of convert_model(); `coupled` is how many channels of a norm may
+    stay in its sum in a further fit of each function, 0 for none. Raises the errors of dynorm_onnx.errors.
     """
     path = Path(model)
     original = model_io.load(path)
@@ -141,11 +154,12 @@ def compare_on_model(
     )
     norms = lower(prepared, chosen)
     rng = np.random.default_rng(seed)
-    sites = (_compare(observed, rng) for observed in observe(prepared, norms, given.calibration, progress))
-    return ModelComparison(path.name, given.source, given.warnings, tuple(site for site in sites if site is not None))
+    seen = (_compare(observed, coupled, rng) for observed in observe(prepared, norms, given.calibration, progress))
+    sites = tuple(site for site in seen if site is not None)
+    return ModelComparison(path.name, given.source, given.warnings, coupled, sites)
 
 
-def _compare(observed: Observed, rng: np.random.Generator) -> SiteComparison | None:
+def _compare(observed: Observed, coupled: int, rng: np.random.Generator) -> SiteComparison | None:
     """The comparison of one norm; None where no row of its input is of any use (all zero or not finite)."""
     norm, _ = observed
     x = sampled_rows(observed, MOST_ELEMENTS, rng)
@@ -156,12 +170,26 @@ def _compare(observed: Observed, rng: np.random.Generator) -> SiteComparison | N
     size = np.abs(y)
     threshold = float(np.quantile(size, 1 - OUTLIERS))
     outlier = size >= threshold
+    coupling = _coupling(norm, x, y, coupled)
     fits = [
         _judge(function, how, core, parameters, y, outlier)
         for function in FUNCTIONS
         for how, core, parameters in _fitted(function, norm, x, y, outlier)
     ]
-    return SiteComparison(norm.site_name, norm.kind, x.shape[-1], len(x), threshold, float(size.max()), tuple(fits))
+    if coupled:
+        gained = applied(coupling, x)
+        fits += [_judge(f, "coupled", _of_channels(f, gained, y), {}, y, outlier) for f in FUNCTIONS]
+    channels = () if coupling is None else tuple(int(channel) for channel in coupling.channels)
+    return SiteComparison(
+        norm.site_name, norm.kind, x.shape[-1], len(x), threshold, float(size.max()), channels, tuple(fits)
+    )
+
+
+def _coupling(norm: LoweredNorm, x: np.ndarray, y: np.ndarray, most: int) -> Coupling | None:
+    if not most:
+        return None
+    rows = Rows(x, y, np.ones(len(x), np.float32), np.zeros(len(x), bool))
+    return choose_coupling(norm.kind, norm.epsilon, lambda: iter([rows]), most).coupling
 
 
 Fitted = tuple[How, np.ndarray, dict[str, float]]
@@ -179,9 +207,13 @@ def _fitted(
         parameters = scalars(function, steepness)
         shown = {name: float(value[0]) for name, value in parameters.items()}
         one.append((how, scale * function.core(x, **parameters), shown))  # type: ignore[arg-type]
+    return (*one, ("channels", _of_channels(function, x, y), {}))
+
+
+def _of_channels(function: Function, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """What a function gives at x [tokens, C] whose parameters, weight and bias are fitted channel by channel."""
     extent = Range.of(x)
-    each = fit(function, moments_of(x, y, extent), extent).parameters
-    return (*one, ("channels", function(x, each), {}))
+    return function(x, fit(function, moments_of(x, y, extent), extent).parameters)
 
 
 def _judge(

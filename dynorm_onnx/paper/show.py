@@ -10,13 +10,14 @@ from rich.table import Table
 
 from dynorm_onnx.functions import REGISTRY
 from dynorm_onnx.paper.experiment import Experiment, OutlierFit
-from dynorm_onnx.paper.real_model import HOWS, MEASURES, How, ModelComparison
+from dynorm_onnx.paper.real_model import MEASURES, How, ModelComparison
 
 NORMS = {"layer": "LayerNorm", "rms": "RMSNorm"}
 TITLES: dict[How, str] = {
     "scalar": "one scalar, fitted to everything",
     "outliers": "one scalar, fitted to the outliers alone",
     "channels": "parameters, weight and bias for every channel",
+    "coupled": "the same, behind the gain of channels that stay in the sum",
 }
 
 
@@ -90,10 +91,10 @@ def print_model(comparison: ModelComparison, console: Console) -> None:
     model, source = escape(str(comparison.model)), escape(comparison.source)
     console.print(f"{model}, {len(comparison.sites)} norms, on {source}. Mean |residual| of the", emoji=False)
     console.print("norm's output before its weight (root mean square 1); outliers: the largest 0.1 % of it.")
-    for how in HOWS:
+    for how in comparison.hows:
         console.print(_sites(comparison, how, functions))
     console.print("Best overall / on the outliers, at so many sites:")
-    for how in HOWS:
+    for how in comparison.hows:
         overall, outliers = comparison.wins(how, "overall"), comparison.wins(how, "outliers")
         told = ", ".join(f"{op_type(n)} {overall.get(n, 0)} / {outliers.get(n, 0)}" for n in functions)
         console.print(f"  {TITLES[how]}: {told}", highlight=False)

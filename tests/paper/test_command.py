@@ -61,9 +61,10 @@ def test_a_model_gives_a_table_and_a_figure(
     monkeypatch.setenv("COLUMNS", "120")  # as wide as where nothing says otherwise
     pytest.importorskip("matplotlib", reason="figures need matplotlib: pip install dynorm-onnx[report]")
     figure = tmp_path / "model.svg"
-    assert main([*small, "--plot", str(figure)]) == 0
+    assert main([*small, "--coupled", "2", "--plot", str(figure)]) == 0
     shown = capsys.readouterr().out
     assert "block.second_norm" in shown and "one scalar, fitted to the outliers alone" in shown
+    assert "behind the gain of channels that stay in the sum" in shown
     assert figure.read_text().startswith("<?xml") and figure.stat().st_size > 20_000
 
 
@@ -86,6 +87,8 @@ def test_the_experiment_gives_a_figure(tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         (["--data", "x.txt"], "--data x.txt needs --model"),
+        (["--coupled", "4"], "--coupled 4 needs --model"),
+        (["--model", "m.onnx", "--coupled", "-1"], "--coupled -1"),
         (["--model", "not_there.onnx"], "not_there.onnx"),
         (["--plot", "none/x.png"], "--plot none/x.png"),
         (["--plot", "x.nonsense"], "--plot x.nonsense"),

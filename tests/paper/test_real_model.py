@@ -62,6 +62,17 @@ def test_the_numbers_are_those_of_the_definition(comparison: ModelComparison) ->
     assert fit.outliers == pytest.approx(residual[outlier].mean(), rel=1e-3)
 
 
+def test_channels_that_stay_in_the_sum_tell_the_length(comparison: ModelComparison) -> None:
+    """The norm sees all channels, a function one: behind the gain of a few, every function is nearer to it."""
+    coupled = compare_on_model(MODEL, TEXT, samples=6, max_length=64, coupled=8)
+    assert coupled.hows == (*HOWS, "coupled") and set(coupled.as_dict()["wins"]) == set(coupled.hows)
+    for site, alone in zip(coupled.sites, comparison.sites, strict=True):
+        assert 1 <= len(site.coupled) <= 8 and not alone.coupled
+        assert site.fitted("channels") == alone.fitted("channels")
+        for near, far in zip(site.fitted("coupled"), site.fitted("channels"), strict=True):
+            assert near.overall < far.overall
+
+
 def _first_norm_input(samples: int, length: int) -> np.ndarray:
     """The embeddings of the tokens that the comparison is made on, [tokens, C] float64."""
     data = load_calibration(
