@@ -22,16 +22,22 @@ GRAM_LIMIT = 6 << 30
 EVENNESS = 0.5
 """How far a residual stream's tokens are brought to one length: 0 not at all, 1 wholly (docs/quality.md). A function of
 single channels stands in for a norm the better, the less the lengths of its tokens differ, and what the norm lost is
-the length. Where channels are coupled the length is not lost, and 0 is right."""
+the length."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LayerGroup:
-    """Linear layers that read the same x: they share its sums and are solved together."""
+    """Linear layers that read the same x: they share its sums and are solved together.
+
+    The target of a layer that writes into a stream also makes up for the stream's error so far, its lengths evened out
+    by `evenness`; or, with None, as where channels are coupled, it is the original's own output. The errors that are
+    left then are small, and hardly follow from what a layer reads: sixty writers that all make up for the same ones
+    learn them by heart.
+    """
 
     layers: tuple[LinearLayer, ...]
-    corrects_stream: frozenset[str]  # layers whose target carries the stream's error
-    evenness: float
+    writers: frozenset[str]  # layers that write into a stream whose error is known when they are solved
+    evenness: float | None
 
     @property
     def x(self) -> str:
@@ -42,14 +48,14 @@ class LayerGroup:
     def by_length(self) -> bool:
         """Whether a token's error counts relative to its length: where all layers write into a stream whose lengths are
         left as they are, and may be massive."""
-        return self.evenness == 0 and len(self.corrects_stream) == len(self.layers)
+        return self.evenness is None and len(self.writers) == len(self.layers)
 
 
 NAMED = 4  # layers that a note names before it counts the rest
 
 
 def group_layers(
-    graph: ir.Graph, norms: Sequence[LoweredNorm], evenness: float = EVENNESS
+    graph: ir.Graph, norms: Sequence[LoweredNorm], evenness: float | None = EVENNESS
 ) -> tuple[list[LayerGroup], tuple[str, ...]]:
     """The groups of layers that a norm can change, and notes on those that are left alone."""
     found = find_linear_layers(graph)
@@ -69,13 +75,13 @@ def group_layers(
     stages = value_stages(graph, points)
     place = {point.name: index for index, point in enumerate(order_points(graph, points))}
     groups = [
-        LayerGroup(layers, frozenset(_correctable(layers, stages, place[_group_name(layers)])), evenness)
+        LayerGroup(layers, frozenset(_writers(layers, stages, place[_group_name(layers)])), evenness)
         for layers in members
     ]
     return groups, tuple(notes)
 
 
-def _correctable(layers: Sequence[LinearLayer], stages: dict[str, int], place: int) -> Iterator[str]:
+def _writers(layers: Sequence[LinearLayer], stages: dict[str, int], place: int) -> Iterator[str]:
     """The layers whose residual stream has an error, and one that is known when they are solved.
 
     A stream of stage 0 is the same in both models; one behind a parallel branch may not be there yet.
@@ -98,10 +104,11 @@ def group_point(group: LayerGroup, also_converted: Sequence[str] = ()) -> SolveP
     streams = [
         str(layer.residual.stream.name)
         for layer in group.layers
-        if layer.residual is not None and layer.name in group.corrects_stream
+        if layer.residual is not None and layer.name in group.writers
     ]
     point = _point(group.layers, streams)
-    return dataclasses.replace(point, converted=(*point.converted, *also_converted))
+    converted = (group.x,) if group.evenness is None else point.converted
+    return dataclasses.replace(point, converted=(*converted, *also_converted))
 
 
 def _point(layers: Sequence[LinearLayer], streams: Sequence[str]) -> SolvePoint:

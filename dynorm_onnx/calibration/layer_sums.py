@@ -76,16 +76,18 @@ def gather(group: LayerGroup, activations: Callable[[], Iterator[Activations]]) 
     for batch in activations():
         original, converted = (rows_of(values[group.x], axis) for values in (batch.original, batch.converted))
         counts = row_weights(batch.token_weights, np.moveaxis(batch.converted[group.x], axis, -1))
-        writers = [layer for layer in group.layers if layer.name in group.corrects_stream]
+        writers = [layer for layer in group.layers if layer.name in group.writers]
         totals = {layer.name: _stream_total(layer, batch) for layer in writers}
         if group.by_length:
             counts = counts / np.maximum(np.mean(np.square(totals[group.layers[0].name]), axis=1), 1e-30)
         usable = np.isfinite(original).all(1) & np.isfinite(converted).all(1) & (counts > 0)
         root = np.sqrt(counts[usable])[:, None]  # in both factors of every sum
-        stream = {
-            layer.name: root * _stream_error(layer, batch, totals[layer.name], group.evenness)[usable]
-            for layer in writers
-        }
+        stream = {}
+        if group.evenness is not None:
+            stream = {
+                layer.name: root * _stream_error(layer, batch, totals[layer.name], group.evenness)[usable]
+                for layer in writers
+            }
         f = root * np.hstack([converted[usable], np.ones((len(root), 1), np.float32)])
         change = root * (original - converted)[usable]
         chooses = held_out_rows(batch.held_out, len(usable))[usable]

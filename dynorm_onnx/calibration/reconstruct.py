@@ -1,8 +1,8 @@
 """Method "reconstruct": fit every norm, and re-fit every linear layer behind it, in closed form.
 
 Layers are solved in graph order on the inputs that the converted model gives them, towards what the
-original puts out; the target of a layer that writes into the residual stream also makes up for the
-stream's own error so far.
+original puts out; where no channel is coupled, the target of a layer that writes into the residual stream
+also makes up for the stream's own error so far.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def reconstruct(
 ) -> Calibrated:
     """Fit all norms and re-fit all linear layers behind the first. `lowered` is not changed; `leeway` as for "fit"."""
     coupled = any(own.most_coupled for own in leeway.values())
-    groups, notes = group_layers(lowered.graph, norms, 0.0 if coupled else EVENNESS)
+    groups, notes = group_layers(lowered.graph, norms, None if coupled else EVENNESS)
     logits = signature(lowered).logits
     tail = find_tail([layer for group in groups for layer in group.layers], norms, logits)
     notes += tuple(
@@ -134,7 +134,7 @@ def _solve_ridges(
         alike = [layer for layer in group.layers if (layer.bias is not None) is has_bias]
         if alike:
             training, held_out = ([part.of_layer(layer) for layer in alike] for part in parts)
-            yield from zip(alike, solve_ridges(training, held_out, cautious=group.evenness == 0), strict=True)
+            yield from zip(alike, solve_ridges(training, held_out, cautious=group.evenness is None), strict=True)
 
 
 def _makes(logits: str | None, layer: LinearLayer) -> bool:
