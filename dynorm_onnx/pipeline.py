@@ -89,7 +89,7 @@ def convert_model(
             place = files.enter_context(model_io.staged(outcome.converted, config.output_path))
         report = build_report(
             config, found, kept, clock, data, outcome.calibrated, outcome.validation, timing, outcome.distillation,
-            folds + weight_folds,
+            folds + weight_folds, model_io.left_out(original),
         )  # fmt: skip
         _put_in_place(config, report, ready, evidence, place)
     if outcome.distillation is not None:
