@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,11 @@ import numpy as np
 import onnx
 import pytest
 
+from dynorm_onnx import custom_ops
+from dynorm_onnx.errors import ModelError
 from dynorm_onnx.graph import model_io
-from tests.test_foreign_files import LIN, C, converted, model
+from dynorm_onnx.serving.genai import convert_genai_folder
+from tests.test_foreign_files import DATA, LIN, C, converted, model
 
 VECTOR = np.linspace(0.5, 1.5, C, dtype=np.float32)
 WEIGHTS = {"lin": LIN, "lin2": 1.1 * LIN, "lin_b": VECTOR, "eps": np.array(1e-5, np.float32), "w": VECTOR, "b": VECTOR}
@@ -196,3 +200,39 @@ def test_annotations_of_quantisation_stay(tmp_path: Path) -> None:
     annotation.quant_parameter_tensor_names.add(key="SCALE_TENSOR", value="lin_b")
     (kept,) = onnx.load(converted(before, tmp_path)[0]).graph.quantization_annotation
     assert (kept.tensor_name, kept.quant_parameter_tensor_names[0].value) == ("normed", "lin_b")
+
+
+def genai_folder(folder: Path, decoder: Any) -> Path:
+    folder.mkdir()
+    (folder / "genai_config.json").write_text(json.dumps({"model": {"type": "llama", "decoder": decoder}}))
+    onnx.save(model(ONE_NODE, {name: array for name, array in WEIGHTS.items() if name in ONE_NODE}), folder / "d.onnx")
+    return folder
+
+
+@pytest.mark.parametrize("options", [
+    None,
+    {"provider_options": None},
+    {"provider_options": [None], "custom_ops_library": None},
+    {"provider_options": [], "custom_ops_library": "", "log_id": "kept"},
+], ids=str)  # fmt: skip
+def test_what_a_genai_config_leaves_null_is_as_if_it_were_not_there(options: Any, tmp_path: Path) -> None:
+    source = genai_folder(tmp_path / "from", {"filename": "d.onnx", "session_options": options})
+    convert_genai_folder(source, tmp_path / "to", data=DATA, validate=False, time=False)
+    decoder = json.loads((tmp_path / "to" / "genai_config.json").read_text())["model"]["decoder"]
+    library = {} if custom_ops.library_path() is None else {"custom_ops_library": "libdynorm_ops.so"}
+    assert decoder["session_options"] == (({**(options or {}), **library}) if library else options)
+    assert "DyISRU" in [node.op_type for node in onnx.load(tmp_path / "to" / "d.onnx").graph.node]
+
+
+@pytest.mark.parametrize(("decoder", "said"), [
+    (None, "names no model.decoder.filename"),
+    ("d.onnx", 'model.decoder is "d.onnx", and should be an object'),
+    ({"filename": "d.onnx", "session_options": []}, r"session_options is \[\], and should be an object"),
+    ({"filename": "d.onnx", "session_options": {"provider_options": {"cuda": {}}}}, "should be a list of objects"),
+    ({"filename": "d.onnx", "session_options": {"provider_options": ["cuda"]}}, "should be a list of objects"),
+], ids=str)  # fmt: skip
+def test_what_a_genai_config_has_in_another_form_is_named(decoder: Any, said: str, tmp_path: Path) -> None:
+    source = genai_folder(tmp_path / "from", decoder)
+    with pytest.raises(ModelError, match=said):
+        convert_genai_folder(source, tmp_path / "to", data=DATA)
+    assert not (tmp_path / "to").exists()
