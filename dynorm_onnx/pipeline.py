@@ -15,7 +15,7 @@ from dynorm_onnx.calibration.fit_rows import Leeway
 from dynorm_onnx.calibration.leeway import leeways
 from dynorm_onnx.calibration.norms import Calibrated
 from dynorm_onnx.config import ConvertConfig, check_choice
-from dynorm_onnx.distillation import require_torch
+from dynorm_onnx.distillation import require_operators, require_runs, require_torch
 from dynorm_onnx.errors import ModelError
 from dynorm_onnx.folding import centring_folded
 from dynorm_onnx.functions import REGISTRY
@@ -65,6 +65,8 @@ def convert_model(
             chosen, kept = leave_constants(chosen, kept, prepared.graph)
     if config.dry_run:
         return _put_in_place(config, build_report(config, found, kept, clock), ready)
+    if config.distils:
+        require_operators(prepared, chosen)
     model_io.require_weights(original)
     model_io.require_output(original, config.output_path)
     with clock.step("data"):
@@ -73,6 +75,8 @@ def convert_model(
     norms = lower(prepared, chosen)
     if config.to != "rmsnorm":
         require_finite(norms)
+    if config.distils and data is not None:
+        require_runs(prepared, data.calibration[0])
     with clock.step("fold"):
         norms, folds = centring_folded(config, prepared, norms, found)
     leeway = _leeway(config, prepared, norms, data, clock)
