@@ -82,6 +82,11 @@ class ConvertConfig:
         return self.max_kl is not None or self.max_error is not None
 
     @property
+    def distils(self) -> bool:
+        """Whether the model is trained; nothing is where it is rewritten exactly."""
+        return self.method == "distil" and self.to != "rmsnorm"
+
+    @property
     def checkpoint_path(self) -> Path:
         """Where an interrupted distillation goes on from."""
         return self.checkpoint or self.output_path.with_name(f"{self.output_path.name}.distil.pt")

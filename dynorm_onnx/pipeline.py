@@ -16,7 +16,7 @@ from dynorm_onnx.calibration.fit_rows import Leeway
 from dynorm_onnx.calibration.leeway import leeways
 from dynorm_onnx.calibration.norms import Calibrated
 from dynorm_onnx.config import ConvertConfig, check_choice
-from dynorm_onnx.distillation import require_torch
+from dynorm_onnx.distillation import require_operators, require_runs, require_torch
 from dynorm_onnx.errors import ModelError
 from dynorm_onnx.folding import centring_folded
 from dynorm_onnx.functions import REGISTRY
@@ -66,6 +66,8 @@ def convert_model(
             chosen, kept = leave_constants(chosen, kept, prepared.graph)
     if config.dry_run:
         return _put_in_place(config, build_report(config, found, kept, clock), ready)
+    if config.distils:
+        require_operators(prepared, chosen)
     model_io.require_weights(original)
     model_io.require_output(original, config.output_path)
     with clock.step("data"):
@@ -74,6 +76,8 @@ def convert_model(
     norms = lower(prepared, chosen)
     if config.to != "rmsnorm":
         require_finite(norms)
+    if config.distils and data is not None:
+        require_runs(prepared, data.calibration[0])
     with clock.step("fold"):
         norms, folds = centring_folded(config, prepared, norms, found)
     leeway = _leeway(config, prepared, norms, data, clock)
@@ -90,7 +94,7 @@ def convert_model(
             place = files.enter_context(model_io.staged(outcome.converted, config.output_path))
         report = build_report(
             config, found, kept, clock, data, outcome.calibrated, outcome.validation, timing, outcome.distillation,
-            folds + weight_folds,
+            folds + weight_folds, model_io.left_out(original),
         )  # fmt: skip
         _put_in_place(config, report, ready, evidence, place)
     if outcome.distillation is not None:

@@ -16,6 +16,8 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
+from dynorm_onnx.graph.emit import set_tensor
+
 LARGE = 1 << 16
 """Bytes of data from which a tensor's are left in the file."""
 
@@ -80,10 +82,10 @@ def write_with_data(model: ir.Model, file: IO[bytes]) -> None:
         tensor = value.const_value
         if tensor is not None and tensor.nbytes >= LARGE and tensor.dtype != ir.DataType.STRING:
             tensors[f"{_PLACE}.{len(tensors)}"] = tensor
-            value.const_value = ir.ExternalTensor(
+            set_tensor(value, ir.ExternalTensor(
                 f"{_PLACE}.{len(tensors) - 1}", 0, tensor.nbytes, tensor.dtype,
                 shape=ir.Shape(tensor.shape.numpy()), name=str(value.name), base_dir="",
-            )  # fmt: skip
+            ))  # fmt: skip
     content = ir.to_proto(copy).SerializeToString()
     (graph,) = (field for field in _fields(content, 0, len(content)) if field.number == _GRAPH)
     body = list(_graph_with_data(content, graph, tensors))

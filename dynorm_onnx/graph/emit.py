@@ -13,13 +13,17 @@ Attribute = int | float | str | Sequence[int] | ir.TensorProtocol
 
 
 class Emitter:
-    """Writes nodes in front of one place of a graph; their names begin with `stem`."""
+    """Writes nodes in front of one place of a graph; their names begin with `stem`.
 
-    def __init__(self, graph: ir.Graph, names: Names, place: ir.Node, stem: str) -> None:
+    They are written in the place of the nodes `old`, whose metadata they carry on.
+    """
+
+    def __init__(self, graph: ir.Graph, names: Names, place: ir.Node, stem: str, old: Sequence[ir.Node] = ()) -> None:
         self._graph = graph
         self._names = names
         self._place = place
         self._stem = stem
+        self._old = old
 
     def node(
         self,
@@ -35,6 +39,7 @@ class Emitter:
         for value, suffix in zip(node.outputs, outputs, strict=True):
             value.name = self._names.unique(f"{self._stem}.{suffix}")
         node.name = node.outputs[0].name
+        inherit(node, self._old)
         self._graph.insert_before(self._place, node)
         return node
 
@@ -81,8 +86,26 @@ def add_initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
     return value
 
 
+def set_tensor(value: ir.Value, tensor: ir.Tensor | ir.LazyTensor | ir.ExternalTensor | ir.TensorProtocol) -> None:
+    """Gives an initializer other data; what the file says of its tensor beside the data stays."""
+    old = value.const_value
+    if old is not None and old is not tensor:
+        tensor.doc_string = old.doc_string
+        tensor.metadata_props.update(old.metadata_props)
+    value.const_value = tensor
+
+
+def inherit(new: ir.Node, old: Iterable[ir.Node]) -> None:
+    """Gives `new` the metadata and the doc string of the nodes whose place it takes; of two that say the same thing
+    of themselves, the last is heard: it gave the result."""
+    for node in reversed([*old]):
+        new.doc_string = new.doc_string or node.doc_string
+        for key, text in node.metadata_props.items():
+            new.metadata_props.setdefault(key, text)
+
+
 def take_over(old: ir.Value, new: ir.Value) -> None:
-    """Gives `new` all that `old` was: its readers, its name, its place among the graph's outputs.
+    """Gives `new` all that `old` was: its readers, its name, its place among the graph's outputs, its metadata.
 
     The node of `old` must be removed after, or there are two values of one name.
     """
@@ -90,6 +113,9 @@ def take_over(old: ir.Value, new: ir.Value) -> None:
         new.type = old.type
     if old.shape is not None:
         new.shape = old.shape
+    new.doc_string = old.doc_string
+    new.metadata_props.update(old.metadata_props)
+    new.meta.update(old.meta)  # annotations of quantisation among others
     old.replace_all_uses_with(new, replace_graph_outputs=True)
     new.name = old.name
 

@@ -16,11 +16,12 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from dynorm_onnx.errors import ModelError, UsageError
 from dynorm_onnx.graph.data_in_file import read_without_data, write_with_data
+from dynorm_onnx.graph.emit import set_tensor
 from dynorm_onnx.graph.fixed import without_constant_inputs
 from dynorm_onnx.graph.prepare import clone, prepare
 from dynorm_onnx.graph.sparse import make_dense
 
-__all__ = ["clone", "load", "prepare", "require_output", "require_weights", "save", "staged"]
+__all__ = ["clone", "left_out", "load", "prepare", "require_output", "require_weights", "save", "staged"]
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +29,11 @@ EXTERNAL_ABOVE = 1 << 30  # bytes of weights; well under protobuf's own limit of
 LEFT_IN_FILE_ABOVE = 64 << 20  # bytes of a file whose weights are read where they lie, not all at once
 _SMALL = 256  # bytes; smaller tensors (shapes, axes) stay in the graph even if the weights do not
 _SOURCE = "dynorm.source"  # where a model was loaded from, in ir.Model.meta
+_LEFT_OUT = "dynorm.left_out"  # in ir.Model.meta
+_TRAINING = (
+    "the model's training_info, which says how to train it, is left out: it names weights and values of the norms "
+    "that are gone"
+)
 _INSIDE = "dynorm.inside"  # of a tensor: its data lies in the model's own file
 
 
@@ -65,10 +71,28 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
     for value in _initializers(model):
         if isinstance(value.const_value, ir.ExternalTensor):
             inside = value.const_value.location == source.name
-            value.const_value = _within_reach(value.const_value, source.parent)
+            set_tensor(value, _within_reach(value.const_value, source.parent))
             value.const_value.meta[_INSIDE] = inside
+    _read_once(model)
     model.meta[_SOURCE] = str(source)
+    if proto.training_info:
+        model.meta[_LEFT_OUT] = (_TRAINING,)
     return model
+
+
+def _read_once(model: ir.Model) -> None:
+    """Of a tensor that is read, onnx-ir writes its own metadata and those of the proto: they doubled each time."""
+    nodes = [*model.graph.all_nodes(), *(node for body in model.functions.values() for node in body.all_nodes())]
+    attributes = (attribute.value for node in nodes for attribute in node.attributes.values())
+    for tensor in (*(value.const_value for value in _initializers(model)), *attributes):
+        if isinstance(tensor, ir.TensorProtoTensor):
+            tensor.raw.ClearField("metadata_props")
+
+
+def left_out(model: ir.Model) -> tuple[str, ...]:
+    """What a loaded model's file holds and save() does not write, in sentences."""
+    sentences: tuple[str, ...] = model.meta.get(_LEFT_OUT, ())
+    return sentences
 
 
 def _refuse_maps(proto: onnx.ModelProto, path: str | os.PathLike[str]) -> None:
@@ -133,7 +157,7 @@ def staged(
             folder = stack.enter_context(_folder_beside(target))
             _read_external_attributes(model)
             if external:
-                ir.save(model, folder / target.name, external_data=data.name, size_threshold_bytes=_SMALL)
+                _save_external(model, folder / target.name, data.name)
             else:
                 with (folder / target.name).open("wb") as file:
                     write_with_data(model, file)
@@ -145,6 +169,18 @@ def staged(
                 os.replace(folder / target.name, target)
 
         yield place
+
+
+def _save_external(model: ir.Model, path: pathlib.Path, data: str) -> None:
+    """The weights in a file `data` beside; onnx-ir alone would forget what is said of them."""
+    copy = clone(model)
+    tensors = {value: value.const_value for value in _initializers(copy)}
+    ir.external_data.unload_from_model(copy, path.parent, data, size_threshold_bytes=_SMALL)
+    for value, tensor in tensors.items():
+        unloaded, value.const_value = value.const_value, tensor
+        if unloaded is not None:
+            set_tensor(value, unloaded)
+    ir.save(copy, path)
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from dynorm_onnx.functions import (
     onnx_function,
 )
 from dynorm_onnx.functions.body import IR_VERSION
-from dynorm_onnx.graph.emit import add_initializer, remove_dead, take_over
+from dynorm_onnx.graph.emit import add_initializer, inherit, remove_dead, set_tensor, take_over
 from dynorm_onnx.graph.lower import LoweredNorm, sum_operands
 from dynorm_onnx.graph.unique_names import Names
 
@@ -48,12 +48,14 @@ def replace(model: ir.Model, norm: LoweredNorm, function_name: str, parameters: 
     if operands is None or add is None:
         form = Form(coupled=coupled)
         new = ir.node(function.node_type(form), [x, *values], domain=DOMAIN, num_outputs=1, name=node.name)
+        inherit(new, [node])
         model.graph.insert_before(node, new)
         take_over(y, new.outputs[0])
         remove_dead([node])
     else:
         form = Form(skip=True, coupled=coupled)
         new = ir.node(function.node_type(form), [*operands, *values], domain=DOMAIN, num_outputs=2, name=node.name)
+        inherit(new, [add, node])
         model.graph.insert_before(add, new)  # the sum may be read before the norm
         take_over(y, new.outputs[0])
         take_over(x, new.outputs[1])
@@ -72,7 +74,7 @@ def set_parameters(node: ir.Node, parameters: NormParameters) -> None:
     dtype = values[0].dtype
     assert dtype is not None
     for value, array in zip(values, _arrays(function, parameters, dtype).values(), strict=True):
-        value.const_value = ir.tensor(array, name=value.name)
+        set_tensor(value, ir.tensor(array, name=value.name))
         value.shape = ir.Shape(array.shape)
 
 
@@ -80,7 +82,7 @@ def set_initializers(model: ir.Model, arrays: Mapping[str, np.ndarray | ir.Tenso
     """Overwrites initializers of the main graph by name; types and shapes stay as they are."""
     for name, array in arrays.items():
         tensor = ir.tensor(array, name=name) if isinstance(array, np.ndarray) else array
-        model.graph.initializers[name].const_value = tensor
+        set_tensor(model.graph.initializers[name], tensor)
 
 
 def count_replacements(model: ir.Model) -> int:

@@ -120,7 +120,10 @@ def _run_pass(model: nn.Module, batch: Batch, role: str, current: Pass) -> None:
 def _hooked(
     norms: Mapping[str, Norm], done: Mapping[str, tuple[Fit, nn.Module]], once: Mapping[str, Norm]
 ) -> Iterator[None]:
-    """Every norm stops its pass until it is fitted; in the converted model it then gives its replacement's output."""
+    """Every norm stops its pass until it is fitted; in the converted model it then gives its replacement's output.
+
+    Before any hook that the user put on the norm: those will work on what the replacement gives.
+    """
 
     def hook(name: str, norm: Norm) -> Any:
         def after(module: nn.Module, args: tuple, kwargs: dict, output: torch.Tensor) -> torch.Tensor | None:
@@ -132,7 +135,7 @@ def _hooked(
                 return None
             return done[name][1](*args, **kwargs)
 
-        return norm.module.register_forward_hook(after, with_kwargs=True)
+        return norm.module.register_forward_hook(after, prepend=True, with_kwargs=True)
 
     with contextlib.ExitStack() as hooks:
         for name, norm in norms.items():
@@ -185,7 +188,7 @@ def _massive(model: nn.Module, norms: Mapping[str, Norm], batches: Sequence[Batc
             rows = tokens.rows(place, call.x, call.target)
             squares[name].append(squared_lengths(norm.kind, norm.epsilon, rows.x))
 
-        return norm.module.register_forward_hook(after, with_kwargs=True)
+        return norm.module.register_forward_hook(after, prepend=True, with_kwargs=True)
 
     with contextlib.ExitStack() as hooks:
         for name, norm in norms.items():
@@ -199,7 +202,9 @@ def _original_calls(model: nn.Module, norm: Norm, batches: Sequence[Batch], toke
     """All calls of one norm in the original."""
     calls: list[_Call] = []
     handle = norm.module.register_forward_hook(
-        lambda module, args, kwargs, output: calls.append(_observed(norm, args, kwargs, output)), with_kwargs=True
+        lambda module, args, kwargs, output: calls.append(_observed(norm, args, kwargs, output)),
+        prepend=True,
+        with_kwargs=True,
     )
     try:
         for place, batch in enumerate(batches):

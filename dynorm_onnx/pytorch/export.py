@@ -20,6 +20,7 @@ from dynorm_onnx.graph import model_io
 from dynorm_onnx.graph.rewrite import add_body
 from dynorm_onnx.graph.unique_names import Names
 from dynorm_onnx.pytorch.foreign import Mappings, as_dynorm_module
+from dynorm_onnx.pytorch.inherit import inherit_hooks
 from dynorm_onnx.pytorch.modules import evaluating, swapped
 from dynorm_onnx.pytorch.nn import NO_EPSILON, ElementwiseNorm
 
@@ -119,7 +120,11 @@ class _Node(nn.Module):
 
 def _as_node(name: str, module: nn.Module, mappings: Mappings | None) -> nn.Module | None:
     ours = as_dynorm_module(module, mappings)
-    return None if ours is None else _Node(name, ours)
+    if ours is None:
+        return None
+    node = _Node(name, ours)
+    inherit_hooks(node, module)  # what they do to the output belongs to the model
+    return node
 
 
 def _check_opset(model: ir.Model, opset: int | None) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 from dynorm_onnx.functions import Function, NormParameters
 from dynorm_onnx.pytorch.modules import swapped_for_good
 from dynorm_onnx.pytorch.nn import MODULES, ElementwiseNorm
-from dynorm_onnx.pytorch.probe import in_double, own_tensors, run_probe
+from dynorm_onnx.pytorch.probe import in_double, is_made_anew, own_tensors, run_probe
 
 Mappings: TypeAlias = Mapping[type[nn.Module], Callable[[nn.Module], ElementwiseNorm]]
 
@@ -62,6 +62,8 @@ def as_dynorm_module(module: nn.Module, mappings: Mappings | None = None) -> Ele
 def _recognise(module: nn.Module) -> tuple[Function, NormParameters] | None:
     tensors = own_tensors(module)
     if not 1 <= len(tensors) <= _MOST_TENSORS or next(module.children(), None) is not None:
+        return None
+    if is_made_anew(module):
         return None
     channels = max(tensor.numel() for tensor in tensors.values())
     if any(tensor.numel() not in (1, channels) or tensor.is_meta for tensor in tensors.values()) or channels < 2:

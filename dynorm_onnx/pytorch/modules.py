@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 
 from torch import nn
 
+from dynorm_onnx.pytorch.inherit import inherit
+
 
 def put(model: nn.Module, name: str, module: nn.Module) -> None:
     """Make `module` what `model` has under the dotted path `name`."""
@@ -24,7 +26,8 @@ def places(model: nn.Module) -> dict[nn.Module, list[str]]:
 
 
 def swapped_for_good(model: nn.Module, stand_in: Callable[[nn.Module], nn.Module | None]) -> list[str]:
-    """Put stand_in(module) in the place of each module for which it is not None; returns the first path of each."""
+    """Put stand_in(module) in the place of each module for which it is not None, with the hooks that are on it and as
+    frozen as it is; returns the first path of each."""
     done: list[str] = []
     for module, names in places(model).items():
         if any(_is_below(names[0], above) for above in done):
@@ -32,6 +35,7 @@ def swapped_for_good(model: nn.Module, stand_in: Callable[[nn.Module], nn.Module
         other = stand_in(module)
         if other is not None:
             done.append(names[0])
+            inherit(other, module)
             for name in names:
                 put(model, name, other)
     return done

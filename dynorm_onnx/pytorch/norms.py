@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from dynorm_onnx.graph.norm_site import Kind
 from dynorm_onnx.pytorch.nn import ElementwiseNorm
-from dynorm_onnx.pytorch.probe import in_double, own_tensors, run_probe
+from dynorm_onnx.pytorch.probe import in_double, is_made_anew, own_tensors, run_probe
 
 Gate = Literal["before", "after"]
 
@@ -87,6 +87,12 @@ def recognise(module: nn.Module) -> Norm | NotANorm | None:
     called_norm = "norm" in type(module).__name__.lower()
     if called_norm and any(tensor.is_meta for tensor in own_tensors(module).values()):
         return NotANorm("its parameters are on the meta device, where nothing can be computed")
+    if called_norm and is_made_anew(module):
+        return NotANorm(
+            "its weight is made of others before each call (parametrize, weight_norm, prune): make it a plain parameter"
+        )
+    if is_made_anew(module):
+        return None
     if not _may_be_norm(module):
         reason = "it is no norm over the last axis with vectors for parameters"
         return NotANorm(reason) if called_norm and not list(module.children()) else None

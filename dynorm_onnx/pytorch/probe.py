@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import collections
 import copy
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
+
+from dynorm_onnx.pytorch.inherit import CALL_HOOKS, STATE_HOOKS
 
 
 def own_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -15,11 +20,19 @@ def own_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
 
 
+def is_made_anew(module: nn.Module) -> bool:
+    """Whether something makes a tensor of the module before each call: a parametrization, or a hook as of prune."""
+    if parametrize.is_parametrized(module):
+        return True
+    plain = [value for value in vars(module).values() if isinstance(value, torch.Tensor)]
+    return any(value.grad_fn is not None for value in plain) or bool(plain and module._forward_pre_hooks)
+
+
 def in_double(module: nn.Module) -> nn.Module:
     """A copy on the CPU, in float64 and eval mode, without the hooks of the original."""
-    other = copy.deepcopy(module)
-    for hooks in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
-        getattr(other, hooks).clear()
+    hooks = [getattr(part, kind) for part in module.modules() for kind in (*CALL_HOOKS, *STATE_HOOKS)]
+    instead: dict[int, Any] = {id(found): collections.OrderedDict() for found in hooks}
+    other = copy.deepcopy(module, instead)
     return other.to(device="cpu", dtype=torch.float64).eval()
 
 

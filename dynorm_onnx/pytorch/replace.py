@@ -14,6 +14,7 @@ from dynorm_onnx.functions import REGISTRY
 from dynorm_onnx.graph.select import matcher
 from dynorm_onnx.progress import Progress, no_progress
 from dynorm_onnx.pytorch.calibrate import Batch, fit_norms
+from dynorm_onnx.pytorch.inherit import inherit
 from dynorm_onnx.pytorch.initial import ALPHA_ELSEWHERE, dyt_alpha, feeds_attention
 from dynorm_onnx.pytorch.modules import places, put
 from dynorm_onnx.pytorch.nn import MODULES, ElementwiseNorm
@@ -79,6 +80,8 @@ def replace_norms(
 ) -> NormReport:
     """Replace the norms of `model`, in place, by modules of function `to` with the same types and devices.
 
+    What is frozen stays frozen, and hooks stay where they are (inherit.py).
+
     A norm is a module that computes RMSNorm or LayerNorm of its last axis on a probe, whatever its class: of
     torch, Hugging Face, timm or your own.
 
@@ -110,7 +113,11 @@ def replace_norms(
         raise UsageError(f"to={to!r} is not one of {', '.join(MODULES)}")
     if data is not None and (per_channel is False or initial):
         raise UsageError("per_channel=False and initial are for training from scratch, without data")
-    found = {names[0]: result for module, names in places(model).items() if (result := recognise(module)) is not None}
+    found = {
+        names[0]: result
+        for module, names in places(model).items()
+        if not _is_parametrization(names[0]) and (result := recognise(module)) is not None
+    }
     norms = {name: result for name, result in found.items() if isinstance(result, Norm)}
     kept = _kept(norms, [only] if isinstance(only, str) else only, [keep] if isinstance(keep, str) else keep)
     chosen = {name: norm for name, norm in norms.items() if name not in kept}
@@ -135,12 +142,19 @@ def replace_norms(
         made = {name: module for name, (_, module) in fits.items()}
         errors = {name: fit.relative_error for name, (fit, _) in fits.items()}
     everywhere = {names[0]: names for names in places(model).values()}
+    parameters = [*model.parameters()]
+    frozen = bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
     for name, module in made.items():
-        module.train(norms[name].module.training)
+        inherit(module, norms[name].module, frozen=frozen)
         for path in everywhere[name]:
             put(model, path, module)
     missing = "the data does not reach it" if data is not None else "it does not say its channels; give data"
     return NormReport(to, tuple(_row(name, result, kept, set(made), errors, missing) for name, result in found.items()))
+
+
+def _is_parametrization(name: str) -> bool:
+    """Whether a module makes a weight of another one, as torch's weight and spectral norms do."""
+    return "parametrizations" in name.split(".")
 
 
 def _row(

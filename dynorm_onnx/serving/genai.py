@@ -76,7 +76,8 @@ def convert_genai_folder(
         report = convert_model(decoder, output=written, progress=progress, **knobs)
         if library_file is not None:
             shutil.copyfile(library_file, working / LIBRARY_NAME)
-            config["model"]["decoder"].setdefault("session_options", {})[LIBRARY_KEY] = LIBRARY_NAME
+            decoder_config = config["model"]["decoder"]
+            decoder_config["session_options"] = {**_session_options(config), LIBRARY_KEY: LIBRARY_NAME}
         (working / CONFIG).write_text(json.dumps(config, indent=4, ensure_ascii=False) + "\n", encoding="utf-8")
     return dataclasses.replace(report, output=target / decoder.relative_to(source))
 
@@ -95,7 +96,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _decoder_file(folder: Path, config: dict[str, Any]) -> Path:
-    decoder = config["model"].get("decoder", {})
+    decoder = _object(config["model"], "decoder", "model.decoder")
     if decoder.get("pipeline"):
         raise ModelError(f"{folder / CONFIG}: the decoder is a pipeline of several models, which cannot be converted")
     name = decoder.get("filename")
@@ -109,16 +110,41 @@ def _decoder_file(folder: Path, config: dict[str, Any]) -> Path:
     return path
 
 
+def _object(parent: dict[str, Any], key: str, path: str) -> dict[str, Any]:
+    """The object under a key; an empty one where there is none, or null, which GenAI reads as the same."""
+    found = parent.get(key)
+    if found is None:
+        return {}
+    if not isinstance(found, dict):
+        raise ModelError(f"{CONFIG}: {path} is {json.dumps(found)}, and should be an object")
+    return found
+
+
+def _session_options(config: dict[str, Any]) -> dict[str, Any]:
+    return _object(config["model"]["decoder"], "session_options", "model.decoder.session_options")
+
+
+def _providers(options: dict[str, Any]) -> list[str]:
+    """By the names that GenAI has for them: [{"cuda": {...}}, ...]."""
+    given = options.get("provider_options") or []
+    if not isinstance(given, list) or not all(isinstance(entry, dict) for entry in given if entry is not None):
+        raise ModelError(
+            f"{CONFIG}: model.decoder.session_options.provider_options is {json.dumps(given)}, and should be a list of "
+            "objects"
+        )
+    return [name.lower() for entry in given for name in entry or ()]
+
+
 def _library(config: dict[str, Any]) -> Path | None:
     """The library, where it can serve the folder's provider; a warning says so if not."""
-    options = config["model"]["decoder"].get("session_options", {})
-    if LIBRARY_KEY in options:
+    options = _session_options(config)
+    if options.get(LIBRARY_KEY):
         raise UsageError(
             f"{CONFIG} names the library {options[LIBRARY_KEY]!r} already, and can name only one: "
             "convert with --no-library, by the function bodies"
         )
     path = custom_ops.library_path()
-    named = [name.lower() for provider in options.get("provider_options", []) for name in provider]
+    named = _providers(options)
     wanted = {_KERNELS.get(name, f"{name} kernels") for name in named} | {_CPU_KERNELS}
     if path is None:
         log.warning("dynorm-onnx was installed without its custom-op library: the model runs by its function bodies")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from dynorm_onnx.graph.emit import Emitter, add_initializer
+from dynorm_onnx.graph.emit import Emitter, add_initializer, set_tensor
 from dynorm_onnx.graph.fold.stream import Reading, Stream, is_own
 from dynorm_onnx.graph.unique_names import Names
 
@@ -87,12 +87,12 @@ def _overwrite(value: ir.Value, axis: int) -> None:
     tensor = value.const_value
     assert tensor is not None
     if isinstance(tensor, ir.ExternalTensor):
-        value.const_value = ir.LazyTensor(
+        set_tensor(value, ir.LazyTensor(
             lambda: ir.tensor(_centred(tensor, axis), dtype=tensor.dtype),
             tensor.dtype, ir.Shape(tensor.shape), name=value.name,
-        )  # fmt: skip
+        ))  # fmt: skip
     else:
-        value.const_value = ir.tensor(_centred(tensor, axis), dtype=tensor.dtype, name=value.name)
+        set_tensor(value, ir.tensor(_centred(tensor, axis), dtype=tensor.dtype, name=value.name))
 
 
 def _give_copies(graph: ir.Graph, names: Names, value: ir.Value, readings: list[Reading]) -> list[str]:

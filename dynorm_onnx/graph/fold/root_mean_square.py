@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from dynorm_onnx.graph.emit import remove_dead, take_over
+from dynorm_onnx.graph.emit import inherit, remove_dead, set_tensor, take_over
 from dynorm_onnx.graph.fold.readers import layers_reading
 from dynorm_onnx.graph.linear import LinearLayer
 from dynorm_onnx.graph.lower import LoweredNorm
@@ -34,7 +34,7 @@ class BiasPlace:
         added = bias.astype(np.float64) @ self.layer.matrix() / self.layer.bias_scale
         stored = tensor.numpy()
         total = stored.astype(np.float64) + added.reshape(stored.shape)
-        self.bias.const_value = ir.tensor(total.astype(stored.dtype), name=self.bias.name)
+        set_tensor(self.bias, ir.tensor(total.astype(stored.dtype), name=self.bias.name))
 
 
 def bias_places(norm: LoweredNorm, layers: Sequence[LinearLayer]) -> tuple[BiasPlace, ...] | str:
@@ -67,6 +67,7 @@ def to_rms(
     else:
         op_type = add_norm_function(model, "rms", {other.dtype for other in norms})
         node = ir.node(op_type, old.inputs[:2], {"epsilon": norm.epsilon}, domain=DOMAIN, name=old.name)
+    inherit(node, [old])
     model.graph.insert_before(old, node)
     take_over(old.outputs[0], node.outputs[0])
     remove_dead([old])

@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from dynorm_onnx.functions import DOMAIN
+from dynorm_onnx.graph.emit import set_tensor
 from dynorm_onnx.graph.fold.outcome import Fold, Folds, Unfolded
 from dynorm_onnx.graph.fold.parity import Parity
 from dynorm_onnx.graph.fold.readers import layers_reading
@@ -114,4 +115,4 @@ def _array(value: ir.Value) -> np.ndarray:
 
 def _store(value: ir.Value, array: np.ndarray) -> None:
     assert value.const_value is not None
-    value.const_value = ir.tensor(array.astype(value.const_value.dtype.numpy()), name=value.name)
+    set_tensor(value, ir.tensor(array.astype(value.const_value.dtype.numpy()), name=value.name))

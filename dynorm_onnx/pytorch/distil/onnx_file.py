@@ -153,6 +153,12 @@ def distil_model(
     return Distilled(run, trained_functions(student, converted.graph), student.initializers(others), blocks)
 
 
+@torch.no_grad()
+def run_once(model: ir.Model, feeds: Feeds) -> None:
+    """Runs a model as it will be trained. Raises ModelError, naming the node, where one fails."""
+    GraphModule(model, float_type=torch.float32)(**{name: array_to_torch(array) for name, array in feeds.items()})
+
+
 def _teacher(
     original: ir.Model, open_model: Callable[[ir.Model], Any], *, large: bool, precision: str
 ) -> Callable[..., dict[str, torch.Tensor]]:

@@ -17,6 +17,7 @@ from dynorm_onnx.graph.model_io import clone
 from dynorm_onnx.pytorch.graph.basis import GraphBasis
 from dynorm_onnx.pytorch.graph.blocks import Block, blocks
 from dynorm_onnx.pytorch.graph.functions import FunctionStep, function_steps, separate_sums
+from dynorm_onnx.pytorch.graph.known import require_known
 from dynorm_onnx.pytorch.graph.operators import OPERATORS
 from dynorm_onnx.pytorch.graph.program import Step, Values, compile_graph
 from dynorm_onnx.pytorch.graph.segments import Segment, segments
@@ -38,7 +39,7 @@ class GraphModule(nn.Module):
             graph has a tail (tail.py).
 
     Every float initializer is a parameter; those that are no weights (weights.py tells) need no gradient.
-    Raises ModelError for an operator or a type that is not supported, naming the node.
+    Raises ModelError for operators or types that are not supported, naming all of them.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class GraphModule(nn.Module):
     ) -> None:
         super().__init__()
         flat = _inlined(model)
+        require_known(flat)
         graph = flat.graph
         self.float_type = float_type
         self.checkpointing = checkpointing

@@ -80,7 +80,8 @@ def compile_graph(
 ) -> Program:
     """The program of a graph, its nodes in topological order, without local functions but those with an operator.
 
-    `parameters` are initializers that the caller holds. Raises ModelError for an operator that is not there.
+    `parameters` are initializers that the caller holds. All operators must be known (known.py). Raises ModelError for
+    a tensor in an attribute whose type torch has not.
     """
     outputs = tuple(str(value.name) for value in graph.outputs)
     steps = [_step(node, opsets, float_type) for node in graph]
@@ -96,12 +97,7 @@ def compile_graph(
 def _step(node: ir.Node, opsets: Mapping[str, int], float_type: torch.dtype | None) -> Step:
     domain = "" if node.domain == "ai.onnx" else node.domain
     opset = opsets.get(domain, 1)
-    entry = OPERATORS.get((domain, node.op_type))
-    if entry is None:
-        raise ModelError(
-            f"node {node.name!r}: the operator {domain or 'ai.onnx'}::{node.op_type} (opset {opset}) has no "
-            "counterpart in dynorm_onnx.pytorch.graph, so this graph cannot run in PyTorch"
-        )
+    entry = OPERATORS[domain, node.op_type]
     attributes: dict[str, Any] = {}
     bodies: dict[str, Program] = {}
     for name, attribute in node.attributes.items():
@@ -111,9 +107,10 @@ def _step(node: ir.Node, opsets: Mapping[str, int], float_type: torch.dtype | No
             attributes[name] = to_torch(attribute.as_tensor(), float_type)
         else:
             attributes[name] = attribute.value
+    types = tuple(None if value is None else value.dtype for value in node.inputs)
     count = max((place + 1 for place, value in enumerate(node.outputs) if value.name), default=0)
     return Step(
-        Node(node.name or "", domain, node.op_type, opset, attributes, count, float_type),
+        Node(node.name or "", domain, node.op_type, opset, attributes, count, float_type, types),
         entry,
         tuple(None if value is None or not value.name else value.name for value in node.inputs),
         tuple(value.name or None for value in node.outputs),

@@ -13,6 +13,11 @@ from dynorm_onnx.pytorch.graph.operators.base import TORCH_TYPES
 _SMALL_INTEGERS = (ir.DataType.INT4, ir.DataType.UINT4, ir.DataType.INT2, ir.DataType.UINT2)
 
 
+def is_held(tensor: ir.TensorProtocol) -> bool:
+    """Whether to_torch takes a tensor of this type."""
+    return tensor.dtype in TORCH_TYPES or tensor.dtype in _SMALL_INTEGERS
+
+
 def to_torch(tensor: ir.TensorProtocol, float_type: torch.dtype | None = None) -> torch.Tensor:
     """A copy; floats as `float_type` if one is given, integers of less than a byte in a byte each.
 
@@ -20,7 +25,7 @@ def to_torch(tensor: ir.TensorProtocol, float_type: torch.dtype | None = None) -
     """
     if tensor.dtype in _SMALL_INTEGERS:
         return torch.from_numpy(tensor.numpy().astype(np.int8 if tensor.dtype.is_signed() else np.uint8))
-    if tensor.dtype not in TORCH_TYPES:
+    if not is_held(tensor):
         raise ModelError(f"the tensor {tensor.name!r} has elements of {tensor.dtype.name}, which PyTorch cannot hold")
     converted = array_to_torch(np.array(tensor.numpy()))
     return converted.to(float_type) if float_type is not None and converted.is_floating_point() else converted

@@ -28,6 +28,7 @@ _WEIGHT_INPUTS: dict[tuple[str, str], tuple[int, ...]] = {
     (_MS, "GroupQueryAttention"): (11, 14, 15), ("", "InstanceNormalization"): (1, 2),
 }  # fmt: skip
 _POSITIVE = ("alpha", "beta", "coupling")  # of our functions; trained by their logarithm
+_ROUNDING = ("QuantizeLinear", "DequantizeLinear")  # their scales are no weights
 # What tells about shapes and conditions only: behind it no activation goes on.
 _NO_ACTIVATION = frozenset({"Shape", "Size", "Equal", "Greater", "Less", "IsNaN", "NonZero", "ArgMax", "ArgMin"})
 
@@ -63,7 +64,8 @@ def find_weights(graph: ir.Graph) -> Weights:
         names = [str(value.name) for value in inputs_of(node)]
         outputs = [str(value.name) for value in node.outputs if value.name]
         if names and all(name in roots for name in names):
-            together = frozenset().union(*(roots[name] for name in names))
+            sources = names[:1] if node.op_type in _ROUNDING else names
+            together = frozenset().union(*(roots[name] for name in sources))
             roots.update(dict.fromkeys(outputs, together))
             continue
         if not names:

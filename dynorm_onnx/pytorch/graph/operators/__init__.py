@@ -11,6 +11,8 @@ from dynorm_onnx.pytorch.graph.operators import (  # noqa: F401  they register t
     linear,
     math,
     norms,
+    pooling,
+    quantised,
     reduce,
     rotary,
     shape,

@@ -32,6 +32,29 @@ def elu(node: Node, x: Tensor) -> Tensor:
     return functional.elu(x, node.get("alpha", 1.0))
 
 
+@operator("Selu", "Celu", "ThresholdedRelu", "Softsign")
+def other_activation(node: Node, x: Tensor) -> Tensor:
+    """With the defaults of ONNX for alpha and gamma."""
+    if node.op_type == "Softsign":
+        return functional.softsign(x)
+    if node.op_type == "ThresholdedRelu":
+        return torch.where(x > node.get("alpha", 1.0), x, torch.zeros_like(x))
+    if node.op_type == "Celu":
+        return functional.celu(x, node.get("alpha", 1.0))
+    alpha, gamma = node.get("alpha", 1.67326319217681884765625), node.get("gamma", 1.05070102214813232421875)
+    return gamma * functional.elu(x, alpha)
+
+
+@operator("Hardmax")
+def hardmax(node: Node, x: Tensor) -> Tensor:
+    """One where the first of the largest along an axis is, else zero; before opset 13 over all axes from `axis` on."""
+    if node.opset >= 13:
+        axis = node.get("axis", -1)
+        return torch.zeros_like(x).scatter(axis, x.argmax(axis, keepdim=True), 1)
+    flat = x.flatten(node.get("axis", 1) % max(x.ndim, 1))
+    return torch.zeros_like(flat).scatter(-1, flat.argmax(-1, keepdim=True), 1).reshape(x.shape)
+
+
 @operator("Softplus")
 def softplus(node: Node, x: Tensor) -> Tensor:
     """log(1 + exp(x)); torch's own is the identity above a threshold, which is not exact in double."""

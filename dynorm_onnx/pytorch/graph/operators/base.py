@@ -44,6 +44,7 @@ class Node:
     attributes: Mapping[str, Any]
     outputs: int  # how many it has, optional ones that nothing reads included
     float_type: torch.dtype | None = None
+    input_types: Sequence[ir.DataType | None] = ()  # as the graph says; torch has fewer
 
     def get(self, name: str, default: Any = None) -> Any:
         """An attribute, or the default where the node does not have it."""

@@ -10,7 +10,8 @@ import torch
 from dynorm_onnx.pytorch.graph.operators.base import Node, Operator, Tensor, operator
 
 _UNARY: dict[str, Callable[..., Tensor]] = {
-    "Abs": torch.abs, "Acos": torch.acos, "Asin": torch.asin, "Atan": torch.atan, "Ceil": torch.ceil,
+    "Abs": torch.abs, "Acos": torch.acos, "Asin": torch.asin, "Atan": torch.atan, "Acosh": torch.acosh,
+    "Asinh": torch.asinh, "Atanh": torch.atanh, "Ceil": torch.ceil,
     "Cos": torch.cos, "Cosh": torch.cosh, "Erf": torch.erf, "Exp": torch.exp, "Floor": torch.floor,
     "Log": torch.log, "Neg": torch.neg, "Not": torch.logical_not,
     "Reciprocal": torch.reciprocal, "Round": torch.round, "Sign": torch.sign, "Sin": torch.sin,

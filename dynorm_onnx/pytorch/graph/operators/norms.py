@@ -135,6 +135,14 @@ def batch_normalization(
     return functional.batch_norm(x, mean.detach(), variance.detach(), scale, bias, eps=node.get("epsilon", 1e-5))
 
 
+@operator("MeanVarianceNormalization")
+def mean_variance_normalization(node: Node, x: Tensor) -> Tensor:
+    """Mean 0 and deviation 1 over `axes`, by default all but the channels."""
+    axes = tuple(node.get("axes") or (0, 2, 3))
+    centred = x - x.mean(axes, keepdim=True)
+    return centred / (centred.square().mean(axes, keepdim=True).sqrt() + 1e-9)
+
+
 @operator("LpNormalization")
 def lp_normalization(node: Node, x: Tensor) -> Tensor:
     """Length one along an axis."""
