@@ -32,6 +32,7 @@ from dynorm_onnx.report.html import require_html, staged_html
 from dynorm_onnx.runtime.fuse import fuse_for_ort, same_outputs
 from dynorm_onnx.runtime.session import make_session, run_model
 from dynorm_onnx.runtime.timing import Timing
+from dynorm_onnx.runtime.value_types import value_types
 from dynorm_onnx.runtime.variants import make_variants, time_model
 from dynorm_onnx.within_bounds import within_bounds
 
@@ -59,7 +60,8 @@ def convert_model(
     clock = StepClock(progress)
     with clock.step("find"):
         original = model_io.load(config.model)
-        prepared = model_io.prepare(fuse_for_ort(original) if config.optimize == "ort" else original)
+        fused = fuse_for_ort(original) if config.optimize == "ort" else original
+        prepared = model_io.prepare(fused, value_types)
         found = find_sites(prepared, run=run_model)
         chosen, kept = select(found, config.only, config.keep, replaced=count_replacements(original))
         if config.to != "rmsnorm":
@@ -71,7 +73,7 @@ def convert_model(
     model_io.require_weights(original)
     model_io.require_output(original, config.output_path)
     with clock.step("data"):
-        data = _data(config, original, progress)
+        data = _data(config, prepared, progress)
         _require_same_outputs(config, prepared, data)
     norms = lower(prepared, chosen)
     if config.to != "rmsnorm":
@@ -136,12 +138,12 @@ def _evidence(
         return gather_evidence(lowered, norms, REGISTRY[config.to], calibrated, data.validation, advance)
 
 
-def _data(config: ConvertConfig, original: ir.Model, progress: Progress) -> CalibrationData | None:
+def _data(config: ConvertConfig, prepared: ir.Model, progress: Progress) -> CalibrationData | None:
     """None where nothing would look at it: an exact rewrite, neither validated nor timed."""
     if config.to == "rmsnorm" and not (config.validate or config.time):
         return None
     return load_calibration(
-        original,
+        prepared,
         config.data,
         session=lambda: make_session(config.model, provider=config.provider),
         tokenizer=config.tokenizer,

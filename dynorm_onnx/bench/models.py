@@ -25,6 +25,7 @@ from dynorm_onnx.runtime.arrays import Feeds, run
 from dynorm_onnx.runtime.fuse import fuse_for_ort
 from dynorm_onnx.runtime.session import Provider, run_model
 from dynorm_onnx.runtime.timing import Timing
+from dynorm_onnx.runtime.value_types import value_types
 from dynorm_onnx.runtime.variants import FUSED, ORIGINAL, make_variants, time_model
 
 PREFILL, DECODE = "prefill", "decode"
@@ -61,7 +62,7 @@ def bench_model(
             has past keys and values, and alone where only its sequence axis is free.
         provider, threads, seconds: as in make_session() and time_variants().
     """
-    what = signature(model_io.load(original))
+    what = signature(model_io.prepare(model_io.load(original), value_types))
     sizes = tuple(dict.fromkeys((what.fixed_batch or b, what.fixed_length or n) for b, n in rows))
     sessions = make_variants(original, converted, prompt(what, *sizes[0]), provider=provider, threads=threads)
     for batch, length in sizes:
@@ -85,7 +86,7 @@ def make_untrained(original: Path, to: str, *, optimize: str = "none") -> ir.Mod
     if to not in REGISTRY:
         raise UsageError(f"--to {to!r} is not one of {', '.join(REGISTRY)}")
     loaded = model_io.load(original)
-    model = model_io.prepare(fuse_for_ort(loaded) if optimize == "ort" else loaded)
+    model = model_io.prepare(fuse_for_ort(loaded) if optimize == "ort" else loaded, value_types)
     sites = find_sites(model, run=run_model).sites
     if not sites:
         raise NoSiteError(f"{original}: no norm was found that could be replaced")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -13,6 +14,9 @@ from dynorm_onnx.graph.fixed import without_constant_inputs
 from dynorm_onnx.graph.unique_names import Names
 
 logger = logging.getLogger(__name__)
+
+TellTypes = Callable[[ir.Model, Sequence[str]], Mapping[str, ir.TypeAndShape]]
+"""(a model, names of values of its main graph) -> the types and shapes that are known, by name."""
 
 # For files that import no default opset (all their nodes are ONNX Runtime's): new enough for
 # LayerNormalization, old enough for every ONNX Runtime that runs those nodes.
@@ -35,12 +39,13 @@ def clone(model: ir.Model) -> ir.Model:
     return copy
 
 
-def prepare(model: ir.Model) -> ir.Model:
+def prepare(model: ir.Model, tell_types: TellTypes | None = None) -> ir.Model:
     """A clone of `model` in which norms can be found and replaced; it computes the same.
 
     Local functions that hold a norm are inlined, domains in use are imported, reductions that carry
     `axes` in the place where their opset no longer has it are mended, every node has a name of its
-    own, and types and shapes are inferred as far as that goes. Weights are not read.
+    own, and types and shapes are inferred as far as that goes. Weights are not read. `tell_types` is
+    asked of the values that are left without a type: behind operators that onnx does not know.
     """
     copy = clone(model)
     without_constant_inputs(copy)
@@ -49,6 +54,8 @@ def prepare(model: ir.Model) -> ir.Model:
     _mend_reductions(copy)
     _name_nodes(copy)
     _infer_shapes(copy)
+    if tell_types is not None and _take_types(copy, tell_types):
+        _infer_shapes(copy)  # bodies read what was untyped
     return copy
 
 
@@ -174,6 +181,17 @@ def _infer_shapes(model: ir.Model) -> None:
             if name in known:
                 value.shape = known[name].shape
                 value.type = known[name].type
+
+
+def _take_types(model: ir.Model, tell_types: TellTypes) -> bool:
+    """Gives types to the values of the main graph that have none; whether any was told."""
+    untyped = {str(v.name): v for node in model.graph for v in node.outputs if v.name and v.type is None}
+    told = tell_types(model, list(untyped)) if untyped else {}
+    for name, known in told.items():
+        untyped[name].type = known.type
+        if untyped[name].shape is None:
+            untyped[name].shape = known.shape
+    return bool(told)
 
 
 def _read_through(node: ir.Node, output: ir.Value) -> None:

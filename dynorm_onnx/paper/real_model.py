@@ -42,6 +42,7 @@ from dynorm_onnx.graph.norm_site import Kind
 from dynorm_onnx.graph.select import select
 from dynorm_onnx.graph.sites import find_sites
 from dynorm_onnx.runtime.session import make_session, run_model
+from dynorm_onnx.runtime.value_types import value_types
 
 MOST_ELEMENTS = 1 << 20
 """Elements of one site that are looked at; of more, a random choice of tokens."""
@@ -139,11 +140,11 @@ def compare_on_model(
     """
     path = Path(model)
     original = model_io.load(path)
-    prepared = model_io.prepare(original)
+    prepared = model_io.prepare(original, value_types)
     chosen, _ = select(find_sites(prepared, run=run_model), (), ())
     model_io.require_weights(original)
     given = load_calibration(
-        original,
+        prepared,
         data,
         session=lambda: make_session(path),
         tokenizer=tokenizer,

@@ -20,6 +20,7 @@ from dynorm_onnx.graph.pieces import Piece, cut_by_weights, part_of_model, weigh
 from dynorm_onnx.runtime.activations import ActivationStore
 from dynorm_onnx.runtime.arrays import Feeds, feed_value, fetch_value, run
 from dynorm_onnx.runtime.session import Provider, make_session
+from dynorm_onnx.runtime.value_types import value_types
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +65,9 @@ def open_model(
 
     `spinning` and `arena` are make_session()'s. Raises what make_session() raises.
     """
-    loaded = model if isinstance(model, ir.Model) else prepare(load(model))  # pieces need the types of values
+    loaded = (
+        model if isinstance(model, ir.Model) else prepare(load(model), value_types)
+    )  # pieces need the types of values
     size = weight_bytes(loaded)
     if size <= limit:
         return make_session(model, provider=provider, spinning=spinning, arena=arena)

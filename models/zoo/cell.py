@@ -14,9 +14,11 @@ import torch
 
 from dynorm_onnx.errors import DataError
 from dynorm_onnx.pipeline import convert_model
+from dynorm_onnx.report import Report
 from dynorm_onnx.runtime.session import make_session
 from models.zoo.in_pytorch import error_in_pytorch
 from models.zoo.subject import Subject
+from models.zoo.untyped import untyped_file
 
 PARITY = 1e-5  # relative error of `--to rmsnorm`, float32 through a whole model
 SAME_MODEL = 1e-3  # relative error of a file against PyTorch, above which the exporter wrote another model
@@ -74,18 +76,26 @@ def _converted(path: Path, cell: Cell) -> Cell:
     output = path.with_suffix(".converted.onnx")
     knobs: dict[str, Any] = {"output": output, "samples": SAMPLES, "max_length": LENGTH, "time": False}
     exact = convert_model(path, to="rmsnorm", **knobs)
-    try:
-        replaced = convert_model(path, to="dyisru", method="fit", validate=False, **knobs)
-    except DataError:  # it writes no text, and random weights have no real data
-        replaced = convert_model(path, to="dyisru", method="fit", validate=False, data="random", **knobs)
+    replaced = _replaced(path, method="fit", **knobs)
     assert exact.validation is not None
     errors = [error.relative_error for error in exact.validation.outputs.values()]
+    untyped = _replaced(untyped_file(path), method="reconstruct", **knobs)  # its stages begin at values of any node
+    if len(untyped.with_status("converted")) != len(replaced.with_status("converted")):
+        raise ValueError(f"without value_info {len(untyped.with_status('converted'))} norms are replaced")
     return dataclasses.replace(
         cell,
         sites=cell.sites + len(exact.with_status("converted")),
         parity=max([*errors, cell.parity or 0.0]),
         replaced=cell.replaced + len(replaced.with_status("converted")),
     )
+
+
+def _replaced(path: Path, **knobs: Any) -> Report:
+    """The report of a conversion, on text that the model writes or, as random weights have no real data, on noise."""
+    try:
+        return convert_model(path, to="dyisru", validate=False, **knobs)
+    except DataError:
+        return convert_model(path, to="dyisru", validate=False, data="random", **knobs)
 
 
 def require_model(files: Sequence[Path], subject: Subject, *, approximate: bool) -> None:

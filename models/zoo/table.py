@@ -39,7 +39,8 @@ def document(cells: Sequence[Cell], seconds: float) -> str:
         "independently of the graph);\n"
         f"- **3e-07**: the worst relative error of any float output after `--to rmsnorm`, at most {PARITY:g} wanted;\n"
         f"- **✓**: `--to dyisru` (`--method fit`, {SAMPLES} samples of {LENGTH} tokens, on text that the model writes, "
-        "else on random inputs) replaced all of them;\n"
+        "else on random inputs) replaced all of them, and so did `--method reconstruct` in the same file without the "
+        "types of its values (`value_info`);\n"
         "- **–** and a number: the exporter gave no file that ONNX Runtime runs as the model; the note says why, in "
         "the exporter's words.",
         *tables,
