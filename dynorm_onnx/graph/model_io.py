@@ -20,6 +20,7 @@ from dynorm_onnx.graph.emit import set_tensor
 from dynorm_onnx.graph.fixed import without_constant_inputs
 from dynorm_onnx.graph.prepare import clone, prepare
 from dynorm_onnx.graph.sparse import make_dense
+from dynorm_onnx.graph.value_names import refuse_ambiguous
 
 __all__ = ["clone", "left_out", "load", "prepare", "require_output", "require_weights", "save", "staged"]
 
@@ -58,6 +59,7 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
     if not proto.HasField("graph") or not (proto.graph.node or proto.graph.output):
         raise ModelError(f"{path}: is not an ONNX model: it holds no graph.")
     make_dense(proto)
+    refuse_ambiguous(proto, path)
     _refuse_maps(proto, path)
     try:
         model = ir.serde.deserialize_model(proto)
@@ -65,7 +67,7 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
         model.graph.sort()  # ONNX Runtime takes unsorted files; everything here relies on the order
     except Exception as error:  # the deserialiser raises whatever the damage leads to
         logger.debug("deserialising %s failed", path, exc_info=error)
-        raise ModelError(f"{path}: is not a valid ONNX model: {_first_line(error)}") from error
+        raise ModelError(f"{path}: is not a valid ONNX model: {_first_line(_innermost(error))}") from error
     for graph in model.graphs():
         ir.external_data.set_base_dir(graph, source.parent)
     for value in _initializers(model):
@@ -298,5 +300,12 @@ def _require_file(tensor: ir.ExternalTensor) -> None:
         )
 
 
-def _first_line(error: Exception) -> str:
+def _innermost(error: BaseException) -> BaseException:
+    """What went wrong, under the wrappers that only say where."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _first_line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)

@@ -11,6 +11,7 @@ from onnx_ir.passes.common import InlinePass, ShapeInferencePass
 
 from dynorm_onnx.graph.emit import add_initializer
 from dynorm_onnx.graph.fixed import without_constant_inputs
+from dynorm_onnx.graph.malformed import refuse_malformed
 from dynorm_onnx.graph.unique_names import Names
 
 logger = logging.getLogger(__name__)
@@ -45,11 +46,13 @@ def prepare(model: ir.Model, tell_types: TellTypes | None = None) -> ir.Model:
     Local functions that hold a norm are inlined, domains in use are imported, reductions that carry
     `axes` in the place where their opset no longer has it are mended, every node has a name of its
     own, and types and shapes are inferred as far as that goes. Weights are not read. `tell_types` is
-    asked of the values that are left without a type: behind operators that onnx does not know.
+    asked of the values that are left without a type: behind operators that onnx does not know. Raises
+    ModelError for a node that lacks what its operator reads.
     """
     copy = clone(model)
     without_constant_inputs(copy)
     _import_domains(copy)
+    refuse_malformed(copy)
     _inline_norm_functions(copy)
     _mend_reductions(copy)
     _name_nodes(copy)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 import onnx_ir as ir
 
 from dynorm_onnx.graph.forms import constants
+from dynorm_onnx.graph.forms.affine import spelled
 from dynorm_onnx.graph.forms.index import FLOATS, GraphIndex
 from dynorm_onnx.graph.norm_site import Kind, NormSite, Refusal
 
@@ -61,8 +62,8 @@ def _single(form: str, kind: Kind) -> Callable[[GraphIndex, ir.Node], Iterator[F
             yield _refusal(index, node, form, kind, channels, reason)
         elif x is None or axes is None:
             yield _refusal(index, node, form, kind, None, "the rank of its input is not known")
-        elif _enlarges(index, x, scale) or _enlarges(index, x, bias):
-            yield _refusal(index, node, form, kind, channels, "its weight enlarges the shape")
+        elif (reason := _why_not(index, x, scale) or _why_not(index, x, bias)) is not None:
+            yield _refusal(index, node, form, kind, channels, reason)
         else:
             yield NormSite(
                 _name(node), kind, form, (node,), x, node.outputs[0], scale, bias,
@@ -78,13 +79,14 @@ def _skip(form: str, kind: Kind) -> Callable[[GraphIndex, ir.Node], Iterator[Fou
     def finder(index: GraphIndex, node: ir.Node) -> Iterator[Found]:
         x, scale = node.inputs[0], node.inputs[2]
         channels = _channels(index, x, scale, (-1,))
-        if (reason := _auxiliary(index, node, (1, 2))) is not None:
+        beta = _input(node, 3) if kind == "layer" else None
+        reason = _auxiliary(index, node, (1, 2)) or _why_not(index, x, scale) or _why_not(index, x, beta)
+        if reason is not None:
             yield _refusal(index, node, form, kind, channels, reason)
             return
         yield NormSite(
             _name(node), kind, form, (node,), None, node.outputs[0], scale,
-            _input(node, 3) if kind == "layer" else None,
-            constants.real(node, "epsilon", _SKIP_EPSILON), (-1,), channels, _dtype(index, node, scale, x),
+            beta, constants.real(node, "epsilon", _SKIP_EPSILON), (-1,), channels, _dtype(index, node, scale, x),
             residual=_used_output(index, node, SUM_OUTPUT),
         )  # fmt: skip
 
@@ -92,9 +94,12 @@ def _skip(form: str, kind: Kind) -> Callable[[GraphIndex, ir.Node], Iterator[Fou
 
 
 def _embedding(index: GraphIndex, node: ir.Node) -> Iterator[Found]:
-    words, gamma = node.inputs[2], node.inputs[5]
+    words, gamma, beta = node.inputs[2], node.inputs[5], node.inputs[6]
+    if (reason := _why_not(index, words, gamma) or _why_not(index, words, beta)) is not None:
+        yield _refusal(index, node, "A6", "layer", None, reason)
+        return
     yield NormSite(
-        _name(node), "layer", "A6", (node,), None, node.outputs[0], gamma, _input(node, 6),
+        _name(node), "layer", "A6", (node,), None, node.outputs[0], gamma, beta,
         constants.real(node, "epsilon", _SKIP_EPSILON), (-1,), _channels(index, words, gamma, (-1,)),
         _dtype(index, node, gamma, words), residual=_used_output(index, node, EMBEDDING_SUM_OUTPUT),
     )  # fmt: skip
@@ -124,6 +129,11 @@ def _gated(index: GraphIndex, node: ir.Node) -> Iterator[Found]:
     channels = _channels(index, None, scale, (-1,))
     if channels is None:
         yield _refusal(index, node, "A8", "rms", None, "the size of its groups is not known")
+        return
+    onto = index.shape(x)
+    if onto and onto[-1] is not None and onto[-1] % channels:
+        reason = f"its weight of shape [{channels}] does not fit its input of shape {spelled(onto)}"
+        yield _refusal(index, node, "A8", "rms", channels, reason)
         return
     yield NormSite(
         _name(node), "rms", "A8", (node,), None, node.outputs[0], scale, None,
@@ -204,15 +214,17 @@ def _channels(index: GraphIndex, x: ir.Value | None, scale: ir.Value | None, axe
     return None
 
 
-def _enlarges(index: GraphIndex, x: ir.Value, weight: ir.Value | None) -> bool:
-    """Whether broadcasting `weight` against x gives a shape larger than x's."""
-    small, large = index.shape(x), index.shape(weight)
-    if small is None or large is None:
-        return False
-    if len(large) > len(small):
-        return True
-    pairs = zip(reversed(small), reversed(large), strict=False)
-    return any(have == 1 and want not in (1, None) for have, want in pairs)
+def _why_not(index: GraphIndex, x: ir.Value | None, weight: ir.Value | None) -> str | None:
+    """Why a weight or bias cannot be that of x: broadcast against x it gives a larger shape, or none."""
+    onto, shape = index.shape(x), index.shape(weight)
+    if onto is None or shape is None:
+        return None
+    pairs = list(zip(reversed(onto), reversed(shape), strict=False))
+    if len(shape) > len(onto) or any(have == 1 and want not in (1, None) for have, want in pairs):
+        return "its weight enlarges the shape"
+    if any(have != want and want != 1 and None not in (have, want) for have, want in pairs):
+        return f"its weight of shape {spelled(shape)} does not fit its input of shape {spelled(onto)}"
+    return None
 
 
 def _dtype(index: GraphIndex, node: ir.Node, *operands: ir.Value | None) -> ir.DataType:
