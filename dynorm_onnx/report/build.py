@@ -29,8 +29,9 @@ def build_report(
     timing: tuple[Timing, ...] = (),
     distillation: Mapping[str, Any] | None = None,
     folds: Folds = NO_FOLDS,
+    notes: tuple[str, ...] = (),
 ) -> Report:
-    """The report of one conversion; without data and outcome, that of a dry run."""
+    """The report of one conversion; without data and outcome, that of a dry run. `notes` go before other warnings."""
     sites = tuple(_site(site, config, kept, calibrated) for site in found.sites) + _refused(found)
     return Report(
         model=config.model,
@@ -48,7 +49,7 @@ def build_report(
         timing=timing,
         changed_initializers=_changed(calibrated, folds),
         folds=folds,
-        warnings=(*_warnings(data if calibrated else None, calibrated, validation), *badly_fitted(sites)),
+        warnings=(*notes, *_warnings(data if calibrated else None, calibrated, validation), *badly_fitted(sites)),
         seconds=dict(clock.seconds),
         peak_memory_mib=round(peak_memory_mib(), 1),
     )
