@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -17,7 +18,14 @@ from dynorm_onnx import convert_model
 from dynorm_onnx.calibration.data import signature
 from dynorm_onnx.calibration.data.drawn_inputs import draw_samples
 from dynorm_onnx.convert import main
-from dynorm_onnx.errors import DataError
+from dynorm_onnx.errors import DataError, NoSiteError
+from dynorm_onnx.functions import NormParameters
+from dynorm_onnx.graph.lower import lower
+from dynorm_onnx.graph.model_io import prepare
+from dynorm_onnx.graph.rewrite import replace
+from dynorm_onnx.graph.sites import find_sites
+from dynorm_onnx.runtime.arrays import run
+from dynorm_onnx.runtime.session import make_session, run_model
 from tests.test_foreign_files import DATA, LIN, C, converted, model, outputs
 from tests.tolerances import relative_error
 
@@ -392,3 +400,76 @@ def test_a_model_that_runs_on_no_drawn_input_says_so(tmp_path: Path) -> None:
         converted(proto, tmp_path, data="random")
     output, report = converted(proto, tmp_path, to="rmsnorm", data=None)
     assert output.exists() and report.warnings[0].startswith("neither validated nor timed: on inputs drawn at random")
+
+
+PIECES = "s = Mul(x, x)\n m = ReduceMean<axes = [{axis}]>(s)\n r = Sqrt(m)\n y = Div(x, r)"
+CENTRED = (
+    "mu = ReduceMean<axes = [{axis}]>(x)\n d = Sub(x, mu)\n s = Mul(d, d)\n m = ReduceMean<axes = [{axis}]>(s)\n"
+    "r = Sqrt(m)\n y = Div(d, r)"
+)
+FUSED = ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
+INVALID = [
+    *(("int8", f"y = {op}<axis = -1>(x, w)", "its input x is int8, which") for op in FUSED),
+    ("int8", "y = com.microsoft.SkipSimplifiedLayerNormalization(x, x, w)", "its input x is int8, which Skip"),
+    ("int32", PIECES.format(axis=-1), "looks like a norm, but its input is int32"),
+    ("int8", CENTRED.format(axis=-1), "looks like a norm, but its input is int8"),
+    *(("float", f"y = {op}<axis = -1000>(x, w)", "its axis -1000 is none of an input of 3") for op in FUSED),
+    ("float", "y = LayerNormalization<axis = 1000>(x, w)", "its axis 1000 is none of an input of 3 axes"),
+    ("float", PIECES.format(axis=-1000), "the axes of its mean are computed, beyond its rank"),
+    ("float", CENTRED.format(axis=-1000), r"the axes \[-1000\], which its input of 3 axes does not have"),
+    ("float", "y = LpNormalization<axis = -1000>(x)", "beyond its rank"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("dtype", "body", "said"), INVALID)
+def test_what_no_runtime_takes_is_a_near_miss(dtype: str, body: str, said: str, tmp_path: Path) -> None:
+    weights = {"w": WEIGHT.astype(np.dtype(dtype))} if "w)" in body else {}
+    proto = model(f"g ({dtype}[n,4,8] x) => ({dtype}[n,4,8] y) {{ {body} }}", weights, opset=17)
+    proto.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    with pytest.raises(NoSiteError, match=rf"no norm that could be replaced; near misses: \w+: .*{said}"):
+        converted(proto, tmp_path, validate=False, data=[])
+
+
+def test_the_first_near_misses_are_named_and_the_rest_counted(tmp_path: Path) -> None:
+    lines = [f"y{place + 1} = InstanceNormalization(y{place}, w, w)" for place in range(5)]
+    proto = model("g (float[n,8,4] y0) => (float[n,8,4] y5) {" + "\n".join(lines) + "}", {"w": WEIGHT})
+    with pytest.raises(NoSiteError) as caught:
+        converted(proto, tmp_path)
+    said = str(caught.value)
+    assert "near misses: y1: InstanceNormalization normalises each channel over its places; y2: " in said
+    assert said.count("InstanceNormalization") == 3 and said.endswith("; and 2 more")
+
+
+BFLOAT16 = {
+    "LayerNormalization": ("bfloat16[8] w, bfloat16[8] b", "y = LayerNormalization<axis = -1>(x, w, b)", 17),
+    "RMSNormalization": ("bfloat16[8] w", "y = RMSNormalization<axis = -1>(x, w)", 23),
+    "pieces": ("bfloat16[8] w, bfloat16[8] b",
+               "f = Cast<to = 1>(x)\n s = Mul(f, f)\n m = ReduceMean<axes = [-1]>(s)\n r = Sqrt(m)\n d = Div(f, r)\n"
+               "h = Cast<to = 16>(d)\n k = Mul(h, w)\n y = Add(k, b)", 17),
+    "Skip": ("bfloat16[8] w", "y = com.microsoft.SkipSimplifiedLayerNormalization(x, x, w)", 17),
+    "Skip that gives its sum out": ("bfloat16[8] w, bfloat16[8] b", "y0, a, c, total = "
+        "com.microsoft.SkipLayerNormalization(x, x, w, b)\n y1 = Cast<to = 1>(y0)\n t1 = Cast<to = 1>(total)\n"
+        "u = Add(y1, t1)\n y = Cast<to = 16>(u)", 17),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("to", ["rmsnorm", "dyisru"])
+@pytest.mark.parametrize("name", BFLOAT16)
+def test_what_is_written_for_bfloat16_loads_on_any_processor(name: str, to: str) -> None:
+    fed, body, opset = BFLOAT16[name]
+    proto = model(f"g (bfloat16[n,4,8] x, {fed}) => (bfloat16[n,4,8] y) {{ {body} }}", {}, opset=opset)
+    proto.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    lowered = prepare(ir.from_proto(proto))
+    (norm,) = lower(lowered, find_sites(lowered, run=run_model).sites)
+    if to == "dyisru":
+        replace(lowered, norm, "DyISRU", NormParameters(np.ones(C), np.zeros(C), {"beta": np.ones(C)}))
+    rng = np.random.default_rng(3)
+    given = {value.name: rng.normal(size=[size if isinstance(size, int) else 3 for size in value.shape])
+             .astype(ml_dtypes.bfloat16) for value in lowered.graph.inputs}  # fmt: skip
+    found = run(make_session(lowered), given)["y"].astype(np.float32)
+    x, w, b = (np.asarray(given.get(key, 0), np.float32) for key in ("x", "w", "b"))
+    x = 2 * x if "Skip" in name else x
+    centred = x - x.mean(-1, keepdims=True) if "Layer" in name or "sum" in name else x
+    normed = centred / np.sqrt(centred.var(-1, keepdims=True) + np.square(centred.mean(-1, keepdims=True)) + 1e-12)
+    expected = (normed if to == "rmsnorm" else x / np.sqrt(1 + x * x)) * w + b
+    assert relative_error(found, expected + x if "sum" in name else expected) < 2e-2
