@@ -39,7 +39,7 @@ def weights_folded(config: ConvertConfig, converted: ir.Model, norms: Sequence[L
 def _parity(config: ConvertConfig) -> Parity:
     def outputs(model: ir.Model) -> list[np.ndarray]:
         what, rng = signature(model), np.random.default_rng(config.seed)
-        sample = draw_samples(what, rng, count=1, length=PROOF_LENGTH)[0]
+        sample = draw_samples(what, model.graph, rng, count=1, length=PROOF_LENGTH)[0]
         session = open_for_batches(model, provider=config.provider)
         return list(run(session, complete(sample, what, rng)).values())
 

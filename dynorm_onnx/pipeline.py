@@ -17,7 +17,7 @@ from dynorm_onnx.calibration.leeway import leeways
 from dynorm_onnx.calibration.norms import Calibrated
 from dynorm_onnx.config import ConvertConfig, check_choice
 from dynorm_onnx.distillation import require_operators, require_runs, require_torch
-from dynorm_onnx.errors import ModelError
+from dynorm_onnx.errors import DataError, ModelError
 from dynorm_onnx.folding import centring_folded
 from dynorm_onnx.functions import REGISTRY
 from dynorm_onnx.graph import model_io
@@ -30,6 +30,7 @@ from dynorm_onnx.report import Report, build_report
 from dynorm_onnx.report.evidence import Evidence, gather_evidence
 from dynorm_onnx.report.html import require_html, staged_html
 from dynorm_onnx.runtime.fuse import fuse_for_ort, same_outputs
+from dynorm_onnx.runtime.pieces import open_for_batches
 from dynorm_onnx.runtime.session import make_session, run_model
 from dynorm_onnx.runtime.timing import Timing
 from dynorm_onnx.runtime.value_types import value_types
@@ -73,7 +74,7 @@ def convert_model(
     model_io.require_weights(original)
     model_io.require_output(original, config.output_path)
     with clock.step("data"):
-        data = _data(config, prepared, progress)
+        data, notes = _data(config, prepared, progress)
         _require_same_outputs(config, prepared, data)
     norms = lower(prepared, chosen)
     if config.to != "rmsnorm":
@@ -96,7 +97,7 @@ def convert_model(
             place = files.enter_context(model_io.staged(outcome.converted, config.output_path))
         report = build_report(
             config, found, kept, clock, data, outcome.calibrated, outcome.validation, timing, outcome.distillation,
-            folds + weight_folds, model_io.left_out(original),
+            folds + weight_folds, notes + model_io.left_out(original),
         )  # fmt: skip
         _put_in_place(config, report, ready, evidence, place)
     if outcome.distillation is not None:
@@ -138,10 +139,25 @@ def _evidence(
         return gather_evidence(lowered, norms, REGISTRY[config.to], calibrated, data.validation, advance)
 
 
-def _data(config: ConvertConfig, prepared: ir.Model, progress: Progress) -> CalibrationData | None:
-    """None where nothing would look at it: an exact rewrite, neither validated nor timed."""
+def _data(
+    config: ConvertConfig, prepared: ir.Model, progress: Progress
+) -> tuple[CalibrationData | None, tuple[str, ...]]:
+    """The data, or None where nothing would look at it: an exact rewrite, neither validated nor timed.
+
+    None also where only the proof of an exact rewrite would look at it, none was given, and none can be drawn; then
+    with what the user must be told.
+    """
     if config.to == "rmsnorm" and not (config.validate or config.time):
-        return None
+        return None, ()
+    try:
+        return _load_data(config, prepared, progress), ()
+    except DataError as error:
+        if config.to != "rmsnorm" or config.data is not None or config.is_bounded or config.optimize != "none":
+            raise
+        return None, (f"neither validated nor timed: {error}",)
+
+
+def _load_data(config: ConvertConfig, prepared: ir.Model, progress: Progress) -> CalibrationData:
     return load_calibration(
         prepared,
         config.data,
@@ -152,6 +168,7 @@ def _data(config: ConvertConfig, prepared: ir.Model, progress: Progress) -> Cali
         seed=config.seed,
         folder=config.model.parent,
         drawn=config.to == "rmsnorm",  # nothing is fitted, so any input shows whether the outputs are the same
+        trial=lambda: open_for_batches(config.model, provider=config.provider),
         progress=lambda done, total: progress("data", done, total),
     )
 

@@ -62,11 +62,14 @@ def bench_model(
             has past keys and values, and alone where only its sequence axis is free.
         provider, threads, seconds: as in make_session() and time_variants().
     """
-    what = signature(model_io.prepare(model_io.load(original), value_types))
+    loaded = model_io.prepare(model_io.load(original), value_types)
+    what = signature(loaded)
     sizes = tuple(dict.fromkeys((what.fixed_batch or b, what.fixed_length or n) for b, n in rows))
-    sessions = make_variants(original, converted, prompt(what, *sizes[0]), provider=provider, threads=threads)
+    sessions = make_variants(
+        original, converted, prompt(what, loaded.graph, *sizes[0]), provider=provider, threads=threads
+    )
     for batch, length in sizes:
-        for title, feeds in _batches(what, sessions[ORIGINAL], batch, length):
+        for title, feeds in _batches(what, loaded.graph, sessions[ORIGINAL], batch, length):
             timings = time_model(sessions, feeds, provider=provider, seconds=seconds)
             fused = next(timing.median_ms for timing in timings if timing.variant == FUSED)
             yield from (_row(title, timing, fused) for timing in timings)
@@ -96,28 +99,30 @@ def make_untrained(original: Path, to: str, *, optimize: str = "none") -> ir.Mod
     return model
 
 
-def prompt(what: ModelSignature, batch: int, length: int, seed: int = 0) -> Feeds:
+def prompt(what: ModelSignature, graph: ir.Graph, batch: int, length: int, seed: int = 0) -> Feeds:
     """Random inputs [batch, length] for all that the model takes; never zeros where it could be numbers."""
     rng = np.random.default_rng(seed)
     if what.tokens is None:
-        samples = draw_samples(what, rng, count=1, length=length)
+        samples = draw_samples(what, graph, rng, count=1, length=length)
         return complete(samples[0], what, rng)
     shape = (batch, length) if what.tokens.batch_axis == 0 else (length,)
     ids = rng.integers(0, what.tokens.bound or 2, shape)
     return complete({what.tokens.name: ids}, what, rng)
 
 
-def _batches(what: ModelSignature, session: Any, batch: int, length: int) -> Iterator[tuple[str, Feeds]]:
+def _batches(
+    what: ModelSignature, graph: ir.Graph, session: Any, batch: int, length: int
+) -> Iterator[tuple[str, Feeds]]:
     """The prompt, and one token after it where the model allows that."""
-    feeds = prompt(what, batch, length)
+    feeds = prompt(what, graph, batch, length)
     yield f"{PREFILL} {batch}x{length}", feeds
     if what.tokens is None or what.fixed_length is not None:
         return
     if not cache_grows(what):
-        yield f"{DECODE} {batch}x1, no cache", prompt(what, batch, 1)
+        yield f"{DECODE} {batch}x1, no cache", prompt(what, graph, batch, 1)
         return
     presents = run(session, feeds, list(what.presents.values()))
-    token = prompt(what, batch, 1, seed=1)[what.tokens.name]
+    token = prompt(what, graph, batch, 1, seed=1)[what.tokens.name]
     past = {name: presents[present] for name, present in what.presents.items()}
     step = complete({what.tokens.name: token, **past}, what, np.random.default_rng(0))
     yield f"{DECODE} {batch}x1 after {length}", step

@@ -36,5 +36,5 @@ def held_out_rows(samples: np.ndarray | None, rows: int) -> np.ndarray:
 
 def _samples(feeds: Feeds) -> int:
     """The size of the first axis of most inputs."""
-    sizes = [array.shape[0] for array in feeds.values() if np.ndim(array) > 0]
+    sizes = [array.shape[0] for array in feeds.values() if isinstance(array, np.ndarray) and array.ndim]
     return max(set(sizes), key=sizes.count) if sizes else 1

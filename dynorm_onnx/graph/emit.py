@@ -69,6 +69,17 @@ class Emitter:
             return value
         return self.op("Cast", [value], {"to": dtype.value}, output=output, like=value, dtype=dtype)
 
+    def add(
+        self, a: ir.Value | None, b: ir.Value | None, dtype: ir.DataType, *, output: str, like: ir.Value | None = None
+    ) -> ir.Value:
+        """a + b, both of `dtype`; bfloat16 by way of float32, for ONNX Runtime's CPU (1.32) has no Add of it."""
+        if dtype != ir.DataType.BFLOAT16:
+            return self.op("Add", [a, b], output=output, like=like, dtype=dtype)
+        to = {"to": ir.DataType.FLOAT.value}
+        wide = [self.op("Cast", [v], to, output=f"{output}_of", like=v, dtype=ir.DataType.FLOAT) for v in (a, b)]
+        total = self.op("Add", wide, output=f"{output}_wide", like=like, dtype=ir.DataType.FLOAT)
+        return self.cast(total, dtype, output)
+
     def initializer(self, array: np.ndarray, name: str) -> ir.Value:
         """A new initializer `stem.NAME`."""
         return add_initializer(self._graph, self._names.unique(f"{self._stem}.{name}"), array)

@@ -7,7 +7,9 @@ import re
 from collections.abc import Callable, Sequence
 
 from dynorm_onnx.errors import NoSiteError, UsageError
-from dynorm_onnx.graph.norm_site import NormSite, SitesFound
+from dynorm_onnx.graph.norm_site import NearMiss, NormSite, Refusal, SitesFound
+
+_SHOWN = 3  # near misses and the like in a sentence
 
 
 def select(
@@ -20,8 +22,8 @@ def select(
     site, NoSiteError where there is no site at all.
     """
     if not found.sites:
-        reasons = [f"{refusal.name}: {refusal.reason}" for refusal in found.refused[:3]]
-        hint = f"; recognised but not replaceable: {'; '.join(reasons)}" if reasons else ""
+        hint = _listed("recognised but not replaceable", found.refused)
+        hint += _listed("near misses", found.near_misses)
         if replaced:
             hint = f": {replaced} dynorm nodes stand in their places already{hint}"
         raise NoSiteError(f"the model has no norm that could be replaced{hint}")
@@ -43,6 +45,15 @@ def select(
     if not chosen:
         raise NoSiteError(f"--only and --keep leave none of the {len(found.sites)} sites to replace")
     return chosen, kept
+
+
+def _listed(what: str, findings: Sequence[Refusal | NearMiss]) -> str:
+    """The first few for a sentence, each with its reason."""
+    if not findings:
+        return ""
+    reasons = "; ".join(f"{finding.name}: {finding.reason}" for finding in findings[:_SHOWN])
+    more = f"; and {len(findings) - _SHOWN} more" if len(findings) > _SHOWN else ""
+    return f"; {what}: {reasons}{more}"
 
 
 def matcher(knob: str, pattern: str) -> Callable[[str], bool]:

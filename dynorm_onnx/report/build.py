@@ -29,11 +29,11 @@ def build_report(
     timing: tuple[Timing, ...] = (),
     distillation: Mapping[str, Any] | None = None,
     folds: Folds = NO_FOLDS,
-    left_out: tuple[str, ...] = (),
+    notes: tuple[str, ...] = (),
 ) -> Report:
     """The report of one conversion; without data and outcome, that of a dry run.
 
-    `left_out` says what of the file the written one has not.
+    `notes` go before other warnings: of the file's, what the written one has not; what could not be checked.
     """
     sites = tuple(_site(site, config, kept, calibrated) for site in found.sites) + _refused(found)
     return Report(
@@ -52,7 +52,7 @@ def build_report(
         timing=timing,
         changed_initializers=_changed(calibrated, folds),
         folds=folds,
-        warnings=(*left_out, *_warnings(data if calibrated else None, calibrated, validation), *badly_fitted(sites)),
+        warnings=(*notes, *_warnings(data if calibrated else None, calibrated, validation), *badly_fitted(sites)),
         seconds=dict(clock.seconds),
         peak_memory_mib=round(peak_memory_mib(), 1),
     )

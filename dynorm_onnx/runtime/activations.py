@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from dynorm_onnx.runtime.arrays import is_tensor_of_numbers
+
 log = logging.getLogger(__name__)
 
 
@@ -33,9 +35,14 @@ class ActivationStore:
         self.close()
 
     def put(self, batch: int, name: str, array: np.ndarray) -> None:
-        """Keep an array; it must not be written to afterwards."""
+        """Keep an array; it must not be written to afterwards.
+
+        What is no array of numbers (strings, a sequence) stays in memory, uncounted: it is small beside activations.
+        """
         key = (batch, name)
-        if self._held + array.nbytes > self._limit and array.nbytes:
+        if not is_tensor_of_numbers(array):
+            self._arrays[key] = array
+        elif self._held + array.nbytes > self._limit and array.nbytes:
             self._arrays[key] = self._mapped(key, array)
         else:
             self._arrays[key] = array
@@ -51,7 +58,7 @@ class ActivationStore:
             array = self._arrays.pop(key)
             if (file := self._files.pop(key, None)) is not None:
                 file.unlink()
-            else:
+            elif is_tensor_of_numbers(array):
                 self._held -= array.nbytes
 
     def close(self) -> None:

@@ -18,7 +18,7 @@ from dynorm_onnx.errors import DataError, ModelError
 from dynorm_onnx.runtime.library import onnxruntime
 
 Feeds = dict[str, np.ndarray]
-"""One batch: an array for every input, by the input's name."""
+"""One batch: an array for every input, by the input's name; strings in arrays of Python's, a sequence as a list."""
 
 FOREIGN_TYPES: dict[np.dtype, int] = {
     np.dtype(ml_dtypes.bfloat16): onnx.TensorProto.BFLOAT16,
@@ -35,6 +35,11 @@ _FOREIGN_DTYPES = {number: dtype for dtype, number in FOREIGN_TYPES.items()}
 def is_float(array: np.ndarray) -> bool:
     """Whether the array holds floating-point numbers, bfloat16 included."""
     return np.issubdtype(array.dtype, np.floating) or array.dtype in FOREIGN_TYPES
+
+
+def is_tensor_of_numbers(feed: Any) -> bool:
+    """Whether a feed is an array that OrtValues can hold: no strings, and no sequence."""
+    return isinstance(feed, np.ndarray) and feed.dtype.kind not in "OSU"
 
 
 def feed_value(array: np.ndarray, device: str = "cpu") -> Any:
@@ -77,7 +82,7 @@ def run(session: Any, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | 
     """
     names = [output.name for output in session.get_outputs()] if outputs is None else list(outputs)
     types = {output.name: output.type for output in session.get_outputs()}
-    foreign = any(np.asarray(array).dtype in FOREIGN_TYPES for array in feeds.values())
+    foreign = any(not isinstance(array, list) and np.asarray(array).dtype in FOREIGN_TYPES for array in feeds.values())
     foreign = foreign or any("bfloat16" in types.get(name, "") or "float8" in types.get(name, "") for name in names)
     try:
         if not foreign:

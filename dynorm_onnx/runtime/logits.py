@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dynorm_onnx.runtime.arrays import Feeds, is_float
+from dynorm_onnx.runtime.arrays import Feeds, is_float, is_tensor_of_numbers
 from dynorm_onnx.runtime.pieces import run_batches
 
 _TOKEN_NAMES = ("input_ids", "decoder_input_ids", "tokens", "ids")
@@ -31,7 +31,8 @@ class LogitsOutput:
 
 def token_input(feeds: Mapping[str, np.ndarray]) -> str | None:
     """The input of token ids: one named so, else the only integer matrix that is no mask or position."""
-    matrices = [name for name, array in feeds.items() if array.ndim == 2 and np.issubdtype(array.dtype, np.integer)]
+    tensors = {name: array for name, array in feeds.items() if is_tensor_of_numbers(array)}
+    matrices = [name for name, array in tensors.items() if array.ndim == 2 and np.issubdtype(array.dtype, np.integer)]
     for name in _TOKEN_NAMES:
         if name in matrices:
             return name
@@ -131,7 +132,7 @@ def _corner(session: Any, feeds: Feeds, tokens: str) -> Feeds:
     ports, shape = session.get_inputs(), feeds[tokens].shape
     if any(isinstance(size, int) for port in ports for size in port.shape):
         return feeds
-    if any(array.shape != shape for array in feeds.values()):
+    if any(not isinstance(array, np.ndarray) or array.shape != shape for array in feeds.values()):
         return feeds
     corner = {name: array[:_FEW_SAMPLES, :_FEW_TOKENS] for name, array in feeds.items()}
     return corner if _kept(corner, corner[tokens]).sum(1).max() > 1 else feeds

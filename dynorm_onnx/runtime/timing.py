@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from dynorm_onnx.errors import DataError, ModelError, UsageError
-from dynorm_onnx.runtime.arrays import Feeds, feed_value, first_line
+from dynorm_onnx.runtime.arrays import Feeds, feed_value, fetch_value, first_line, is_tensor_of_numbers, run
 from dynorm_onnx.runtime.library import onnxruntime
 
 _WARM_UP_RUNS = 3
@@ -50,16 +50,21 @@ def bind(session: Any, feeds: Mapping[str, Any], provider: str = "cpu") -> Calla
 
     Inputs lie on the provider's device and the outputs of the first run are written over by those that
     follow: what is timed is neither copying nor allocating. A run ends when the device has finished. Feeds are
-    arrays, or OrtValues that lie on the device already; those that the model has no input for are not used. In a
-    session with the provider option enable_cuda_graph, the function's runs replay a graph of their own.
+    arrays, or OrtValues that lie on the device already; those that the model has no input for are not used. Strings and
+    sequences cannot be bound: with them the session runs unbound, and copies are timed too. In a session with the
+    provider option enable_cuda_graph, the function's runs replay a graph of their own.
 
     Raises DataError where an input has no feed, ModelError where the model fails.
     """
+    inputs = [value.name for value in session.get_inputs()]
+    missing = next((name for name in inputs if name not in feeds), None)
+    if missing is not None:
+        raise DataError(f"input {missing!r} of the model to be timed has no feed")
+    if not all(_can_be_bound(feeds[name]) for name in inputs):
+        return _unbound(session, {name: feeds[name] for name in inputs})
     binding = session.io_binding()
     values: dict[str, Any] = {}
-    for name in (value.name for value in session.get_inputs()):
-        if name not in feeds:
-            raise DataError(f"input {name!r} of the model to be timed has no feed")
+    for name in inputs:
         feed = feeds[name]
         values[name] = feed_value(feed, provider) if isinstance(feed, np.ndarray) else feed
         binding.bind_ortvalue_input(name, values[name])
@@ -76,10 +81,28 @@ def bind(session: Any, feeds: Mapping[str, Any], provider: str = "cpu") -> Calla
 
     options = _run_options(str(next(_graph_ids)))
 
-    def run(_kept: object = values) -> None:  # a binding does not keep the memory of arrays alive
+    def run_bound(_kept: object = values) -> None:  # a binding does not keep the memory of arrays alive
         session.run_with_iobinding(binding, options)
 
-    return run
+    return run_bound
+
+
+def _can_be_bound(feed: Any) -> bool:
+    return not _is_feed(feed) or is_tensor_of_numbers(feed)
+
+
+def _unbound(session: Any, feeds: Mapping[str, Any]) -> Callable[[], None]:
+    arrays = {name: feed if _is_feed(feed) else fetch_value(feed) for name, feed in feeds.items()}
+
+    def once() -> None:
+        run(session, arrays)
+
+    once()
+    return once
+
+
+def _is_feed(feed: Any) -> bool:
+    return isinstance(feed, list | np.ndarray)
 
 
 def _run_options(graph: str) -> Any:
@@ -116,7 +139,9 @@ def time_variants(
     """
     if not seconds > 0:
         raise UsageError(f"seconds must be above 0, not {seconds}")
-    values = {name: feed_value(array, provider) for name, array in feeds.items()}  # one copy on the device for all
+    values = {  # one copy on the device for all
+        name: feed_value(array, provider) if is_tensor_of_numbers(array) else array for name, array in feeds.items()
+    }
     runs = {name: bind(session, values, provider) for name, session in variants.items()}
     burst_seconds = min(_BURST_SECONDS, seconds / _LEAST_ROUNDS)
     bursts = {name: _burst_length(run, burst_seconds) for name, run in runs.items()}

@@ -235,8 +235,8 @@ def _kind(output: Any) -> str:
 
 
 def _sample_count(feeds: Feeds) -> int:
-    array = feeds[token_input(feeds) or next(iter(feeds))]
-    return len(array) if array.ndim else 1
+    name = token_input(feeds) or next((name for name, array in feeds.items() if isinstance(array, np.ndarray)), None)
+    return len(feeds[name]) if name is not None and feeds[name].ndim else 1
 
 
 def _json_value(value: str | float | None) -> str | float | None:

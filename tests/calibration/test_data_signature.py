@@ -10,7 +10,7 @@ import pytest
 
 from dynorm_onnx.calibration.data import signature
 from dynorm_onnx.calibration.data.roles import role_by_name
-from dynorm_onnx.errors import ModelError
+from dynorm_onnx.errors import DataError
 from tests.calibration.tiny_models import VOCABULARY, language_model
 
 
@@ -208,12 +208,13 @@ def test_presents_by_order_where_names_do_not_tell() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("kind", "said"),
     [
-        ("(seq(float[n]) x) => (seq(float[n]) y) { y = Identity(x) }", "'x' is not a tensor"),
-        ("(string[n] x) => (string[n] y) { y = Identity(x) }", "'x' holds string elements"),
+        ("optional(float[n])", r"input 'x' is an optional \(Optional\(Tensor\(FLOAT\)\)\): data can be given for"),
+        ("seq(optional(float[n]))", "input 'x' is of the type Sequence"),
+        ("sparse_tensor(float[n])", "input 'x' is a sparse tensor"),
     ],
 )
-def test_inputs_that_are_no_numbers(text: str, said: str) -> None:
-    with pytest.raises(ModelError, match=said):
-        signature(parsed(text))
+def test_inputs_that_take_no_data(kind: str, said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        signature(parsed(f"({kind} x) => ({kind} y) {{ y = Identity(x) }}"))

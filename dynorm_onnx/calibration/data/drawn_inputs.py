@@ -1,11 +1,14 @@
-"""Random inputs for models that cannot write their own: drawn from the signature alone."""
+"""Random inputs for models that cannot write their own: drawn from what the model says of its inputs."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import numpy as np
+import onnx_ir as ir
 
+from dynorm_onnx.calibration.data.index_ranges import drawn_bounds
 from dynorm_onnx.calibration.data.signature import Dim, InputSpec, ModelSignature
 from dynorm_onnx.errors import DataError
 from dynorm_onnx.runtime.arrays import Feeds, is_float
@@ -17,57 +20,102 @@ _FREE_SIZES = (
     (r"feature|mel", 80),
     (r"frame|sample|time", 3000),
 )
-_DRAWN_ROLES = ("token_ids", "other")
+_DRAWN_ROLES = ("token_ids", "weight", "other")
 _LEADING_ROLES = ("decoder_token_ids", *_DRAWN_ROLES)  # where the encoder reads no tokens that could be repeated
+_PIXELS = 224
 
 
-def draw_samples(signature: ModelSignature, rng: np.random.Generator, *, count: int, length: int) -> list[Feeds]:
+def draw_samples(
+    signature: ModelSignature, graph: ir.Graph, rng: np.random.Generator, *, count: int, length: int
+) -> list[Feeds]:
     """Samples with a batch axis of the size that the model fixes, else of 1; `complete` makes the rest.
 
-    Integers are uniform below the rows of the table that they index (0 or 1 where they index none),
-    booleans true, floats standard normal, images smooth as photographs are.
+    Integers are uniform below the rows of the table that they index, computed with or not (0 or 1 where they index
+    none), booleans true, floats standard normal, images smooth as photographs are. A name stands for one size in all
+    inputs. What has no batch axis is drawn once for all samples, so are weights; of a model without any batch axis
+    each sample is drawn by itself.
 
-    Raises DataError for an input whose number of axes the model does not say.
+    Raises DataError for an input whose number of axes the model does not say, or that takes strings or sequences.
     """
-    length = signature.fixed_length or length
+    drawn = _drawn(signature)
+    sizes = _Sizes(signature, drawn, signature.fixed_length or length)
+    bounds = drawn_bounds(graph, drawn, sizes.named)
+
+    def draw(spec: InputSpec) -> np.ndarray:
+        return _draw(spec, sizes.of(spec), bounds.get(spec.name), rng)
+
+    batched = any(spec.batch_axis is not None for spec in drawn)
+    once = [spec for spec in drawn if spec.role == "weight" or (batched and spec.batch_axis is None)]
+    shared = {spec.name: draw(spec) for spec in once}
+    return [shared | {spec.name: draw(spec) for spec in drawn if spec.name not in shared} for _ in range(count)]
+
+
+def unbounded(signature: ModelSignature, graph: ir.Graph, length: int) -> list[str]:
+    """The integer inputs of which nothing says how large their elements may be."""
+    drawn = _drawn(signature)
+    bounds = drawn_bounds(graph, drawn, _Sizes(signature, drawn, signature.fixed_length or length).named)
+    integers = [spec for spec in drawn if spec.dtype.kind in "iu" and spec.dtype != np.uint8]
+    return [spec.name for spec in integers if spec.name not in bounds]
+
+
+def _drawn(signature: ModelSignature) -> list[InputSpec]:
+    """The inputs to draw; DataError where one cannot be."""
     roles = _DRAWN_ROLES if signature.tokens is not None else _LEADING_ROLES
     drawn = [spec for spec in signature.inputs if spec.role in roles]
-    shared = {spec.name: _draw(spec, signature, length, rng) for spec in drawn if spec.batch_axis is None}
-    if len(shared) == len(drawn):  # a model without a batch axis
-        shared = {}
-    return [
-        shared | {spec.name: _draw(spec, signature, length, rng) for spec in drawn if spec.name not in shared}
-        for _ in range(count)
-    ]
+    for spec in drawn:
+        why = "the model does not say how many axes it has" if spec.shape is None else None
+        if spec.is_sequence or spec.holds_strings:
+            why = f"it takes {spec.describe()}"
+        if why is not None:
+            raise DataError(f"no data for input {spec.name!r} can be drawn: {why}")
+    return drawn
 
 
-def _sizes(spec: InputSpec, signature: ModelSignature, length: int) -> list[int]:
-    if spec.shape is None:
-        raise DataError(f"no data for input {spec.name!r} can be drawn: the model does not say how many axes it has")
-    image = len(spec.shape) == 4 and is_float(np.empty(0, spec.dtype))
-    sizes = [_size(dim, image and axis > 1, length) for axis, dim in enumerate(spec.shape)]
-    if spec.batch_axis is not None and not isinstance(spec.shape[spec.batch_axis], int):
-        sizes[spec.batch_axis] = signature.fixed_batch or 1
-    if image and not isinstance(spec.shape[1], int):
-        sizes[1] = 3
-    return sizes
+class _Sizes:
+    """The sizes of what is drawn. Where inputs share a name, one of pixels decides for all."""
+
+    def __init__(self, signature: ModelSignature, drawn: Sequence[InputSpec], length: int) -> None:
+        self._batch = signature.fixed_batch or 1
+        self._length = length
+        self.named: dict[str, int] = {}
+        for spec in sorted(drawn, key=lambda spec: not _is_image(spec)):
+            for axis, dim in enumerate(spec.shape or ()):
+                if isinstance(dim, str) and axis != spec.batch_axis:
+                    self.named.setdefault(dim, self._free(spec, axis, dim))
+        for spec in drawn:
+            dim = (spec.shape or ())[spec.batch_axis] if spec.batch_axis is not None else None
+            if isinstance(dim, str):
+                self.named.setdefault(dim, self._batch)
+
+    def of(self, spec: InputSpec) -> list[int]:
+        """The sizes of one input's axes."""
+        return [self._size(spec, axis, dim) for axis, dim in enumerate(spec.shape or ())]
+
+    def _size(self, spec: InputSpec, axis: int, dim: Dim) -> int:
+        if isinstance(dim, int):
+            return dim
+        if axis == spec.batch_axis:
+            return self._batch
+        return self._free(spec, axis, dim) if dim is None else self.named[dim]
+
+    def _free(self, spec: InputSpec, axis: int, name: str | None) -> int:
+        if _is_image(spec) and axis == 1:
+            return 3
+        for pattern, size in _FREE_SIZES:
+            if name is not None and re.search(pattern, name, re.IGNORECASE):
+                return size
+        return _PIXELS if _is_image(spec) and axis > 1 else self._length
 
 
-def _size(dim: Dim, pixels: bool, length: int) -> int:
-    if isinstance(dim, int):
-        return dim
-    for pattern, size in _FREE_SIZES:
-        if dim is not None and re.search(pattern, dim, re.IGNORECASE):
-            return size
-    return 224 if pixels else length
+def _is_image(spec: InputSpec) -> bool:
+    return len(spec.shape or ()) == 4 and is_float(np.empty(0, spec.dtype))
 
 
-def _draw(spec: InputSpec, signature: ModelSignature, length: int, rng: np.random.Generator) -> np.ndarray:
-    sizes = _sizes(spec, signature, length)
+def _draw(spec: InputSpec, sizes: list[int], bound: int | None, rng: np.random.Generator) -> np.ndarray:
     if spec.dtype == np.bool_:
         return np.ones(sizes, bool)
     if not is_float(np.empty(0, spec.dtype)):
-        return rng.integers(0, spec.bound or (256 if spec.dtype == np.uint8 else 2), sizes).astype(spec.dtype)
+        return rng.integers(0, bound or (256 if spec.dtype == np.uint8 else 2), sizes).astype(spec.dtype)
     noise = rng.standard_normal(sizes)
     return (_smooth(noise) if len(sizes) == 4 else noise).astype(spec.dtype)
 

@@ -101,7 +101,7 @@ def _bounds(value: ir.Value, seen: set[ir.Value]) -> Iterator[int]:
         return
     seen.add(value)
     for node, position in value.uses():
-        table = _table_indexed(node, position)
+        table = table_indexed(node, position)
         if table is not None:
             shape = _constant_shape(table)
             if shape is not None and len(shape) >= 2:
@@ -110,7 +110,7 @@ def _bounds(value: ir.Value, seen: set[ir.Value]) -> Iterator[int]:
             yield from _bounds(node.outputs[0], seen)
 
 
-def _table_indexed(node: ir.Node, position: int) -> ir.Value | None:
+def table_indexed(node: ir.Node, position: int) -> ir.Value | None:
     """The table that input number `position` of `node` indexes along axis 0."""
     if node.op_type in ("Gather", "GatherBlockQuantized") and position == 1:
         name = "axis" if node.op_type == "Gather" else "gather_axis"
@@ -123,12 +123,10 @@ def _table_indexed(node: ir.Node, position: int) -> ir.Value | None:
 
 
 def _constant_shape(value: ir.Value) -> tuple[int, ...] | None:
-    """The shape of a value that no input of the graph reaches; None for any other value."""
-    if value.is_initializer():
-        return _static(value.const_value.shape if value.const_value is not None else value.shape)
+    """The shape of a constant, or of an input that is a table to be fed; None for any other value."""
     node = value.producer()
     if node is None:
-        return None
+        return _static(value.const_value.shape if value.const_value is not None else value.shape)
     if node.op_type == "Constant":
         tensor = ir.convenience.get_const_tensor(value)
         return None if tensor is None else _static(tensor.shape)

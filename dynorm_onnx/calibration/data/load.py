@@ -15,13 +15,15 @@ import onnx_ir as ir
 from dynorm_onnx.calibration.data.arrays import join_samples, read_folder, read_iterable, read_npz
 from dynorm_onnx.calibration.data.batches import COMPARED_LOGITS_BYTES, batch_rows
 from dynorm_onnx.calibration.data.drawing import Progress
-from dynorm_onnx.calibration.data.drawn_inputs import draw_samples
+from dynorm_onnx.calibration.data.drawn_inputs import draw_samples, unbounded
 from dynorm_onnx.calibration.data.missing import complete
+from dynorm_onnx.calibration.data.records import read_lines, read_records, takes_records, text_input
 from dynorm_onnx.calibration.data.sampling import sample_texts
 from dynorm_onnx.calibration.data.sampling_cached import cache_grows
 from dynorm_onnx.calibration.data.settings import read_settings
 from dynorm_onnx.calibration.data.signature import ModelSignature, signature
 from dynorm_onnx.calibration.data.text import load_encoder, read_jsonl, read_txt
+from dynorm_onnx.calibration.data.trial import is_for_one_sample, why_not
 from dynorm_onnx.calibration.data.windows import divide, held_out
 from dynorm_onnx.errors import DataError, UsageError
 from dynorm_onnx.runtime.arrays import Feeds
@@ -54,6 +56,7 @@ class CalibrationData:
 class _Wanted:
     """What is asked of every source."""
 
+    graph: ir.Graph
     signature: ModelSignature
     rng: np.random.Generator
     samples: int  # for calibration
@@ -80,6 +83,8 @@ class _Found:
     feeds: list[Feeds] | None = None
     rows: list[np.ndarray] | None = None
     warnings: tuple[str, ...] = ()
+    is_drawn: bool = False
+    is_run: bool = False  # by the model, many samples at once
 
 
 def load_calibration(
@@ -93,6 +98,7 @@ def load_calibration(
     tokenizer: Path | None = None,
     folder: Path | None = None,
     drawn: bool = False,
+    trial: Callable[[], Any] | None = None,
     progress: Progress = lambda done, total: None,
 ) -> CalibrationData:
     """Batches to calibrate and to validate on, complete for the model's inputs.
@@ -110,25 +116,34 @@ def load_calibration(
         tokenizer: a tokenizer.json; by default the one in `folder`.
         folder: that of the model, with its tokenizer.json and config.json if any.
         drawn: whether None means RANDOM for a model that writes no text. Right where the data decides nothing.
+        trial: opens the model as open_for_batches() does, to find out whether it takes several samples at once; None:
+            it is believed where it says so.
         progress: called while the model writes text.
 
     Raises:
         UsageError: samples or max_length too small, a tokenizer is needed and not there, a file of
-            another kind. DataError: the data cannot be read or does not fit the model, or there is none for a model
-            that writes no text.
+            another kind. DataError: the data cannot be read or does not fit the model, there is none for a model
+            that writes no text, or the model fails on inputs drawn at random.
         ModelError: the model cannot be fed or run.
     """
     if samples < 1 or max_length < 1:
         raise UsageError(f"--samples and --max-length must be at least 1, not {samples} and {max_length}")
     rng = np.random.default_rng(seed)
     what = signature(model)
-    wanted = _Wanted(what, rng, samples, _longest(what, folder, max_length), tokenizer, folder)
+    wanted = _Wanted(model.graph, what, rng, samples, _longest(what, folder, max_length), tokenizer, folder)
     if data is None:
         found = _without_data(wanted, session, progress, drawn)
     else:
         found = _drawn(wanted) if _is_random(data) else _read(data, wanted)
-    parts = _batches(found, wanted)
-    calibration, validation = (tuple(complete(feeds, what, rng) for feeds in part) for part in parts)
+    calibration, validation = _completed(found, wanted)
+    if trial is not None and not found.is_run:
+        opened = trial()
+        if is_for_one_sample(opened, calibration, what):
+            wanted = dataclasses.replace(wanted, signature=what.of_batches_of(1))
+            calibration, validation = _completed(found, wanted)
+        why = why_not(opened, calibration[0]) if found.is_drawn else None
+        if why is not None:
+            raise DataError(f"on inputs drawn at random the model does not run: {why}; {_asked_for(what)}")
     counts = [_count(feeds, what) for feeds in calibration]
     return CalibrationData(
         calibration=calibration,
@@ -138,6 +153,15 @@ def load_calibration(
         tokens=sum(count for _, count in counts),
         vocabulary=what.tokens.bound if what.tokens is not None else None,
         warnings=found.warnings + ((_ONE_SAMPLE,) if len(found.rows or found.feeds or ()) == 1 else ()),
+    )
+
+
+def _completed(found: _Found, wanted: _Wanted) -> tuple[tuple[Feeds, ...], tuple[Feeds, ...]]:
+    """(calibration, validation), with all inputs of the model."""
+    front, tail = _batches(found, wanted)
+    return (
+        tuple(complete(feeds, wanted.signature, wanted.rng) for feeds in front),
+        tuple(complete(feeds, wanted.signature, wanted.rng) for feeds in tail),
     )
 
 
@@ -185,6 +209,12 @@ def _read(data: Any, wanted: _Wanted) -> _Found:
     kind = path.suffix.lower()
     if kind == ".npz":
         return _Found(f"arrays {path.name}", feeds=read_npz(path, wanted.signature, wanted.rng))
+    text = text_input(wanted.signature)
+    if kind == ".txt" and text is not None:
+        return _Found(f"lines of {path.name}", feeds=read_lines(path, text, wanted.signature, wanted.total))
+    if kind == ".jsonl" and takes_records(wanted.signature):
+        records = read_records(path, wanted.signature, wanted.total, wanted.rng)
+        return _Found(f"samples {path.name}", feeds=records)
     if kind == ".txt":
         encoder = load_encoder(wanted.tokenizer, wanted.folder)
         return _Found(f"text {path.name}", rows=read_txt(path, encoder, wanted.total, wanted.length))
@@ -196,18 +226,21 @@ def _read(data: Any, wanted: _Wanted) -> _Found:
 
 
 def _without_data(wanted: _Wanted, session: Callable[[], Any], progress: Progress, drawn: bool) -> _Found:
-    if wanted.signature.logits is not None and not wanted.signature.with_role("other"):
+    if wanted.signature.logits is not None and not takes_records(wanted.signature):
         made = session()
         if _writes(wanted, made):
             return _written(wanted, made, progress)
     if drawn:
         return _drawn(wanted)
-    inputs = "; ".join(f"{spec.name}: {spec.describe()}" for spec in wanted.signature.inputs)
     raise DataError(
         "the model writes no text that it could be calibrated on, and on random inputs a function fits that real data "
-        f"need not suit: give samples of real data with --data ({inputs}), or --data {RANDOM} to see what random "
-        "inputs lead to"
+        f"need not suit: {_asked_for(wanted.signature)}, or --data {RANDOM} to see what random inputs lead to"
     )
+
+
+def _asked_for(what: ModelSignature) -> str:
+    inputs = "; ".join(f"{spec.name}: {spec.describe()}" for spec in what.inputs)
+    return f"give samples of real data with --data ({inputs})"
 
 
 def _is_random(data: Any) -> bool:
@@ -216,8 +249,12 @@ def _is_random(data: Any) -> bool:
 
 def _drawn(wanted: _Wanted) -> _Found:
     count = wanted.batches + held_out(wanted.batches)
-    samples = draw_samples(wanted.signature, wanted.rng, count=count, length=wanted.length)
-    return _Found("random inputs", feeds=samples, warnings=(_RANDOM_INPUTS,))
+    samples = draw_samples(wanted.signature, wanted.graph, wanted.rng, count=count, length=wanted.length)
+    warnings = [_RANDOM_INPUTS]
+    guessed = unbounded(wanted.signature, wanted.graph, wanted.length)
+    if guessed:
+        warnings.append(f"nothing says how large the integers of {', '.join(guessed)} may be: only 0 and 1 were drawn")
+    return _Found("random inputs", feeds=samples, warnings=tuple(warnings), is_drawn=True)
 
 
 def _writes(wanted: _Wanted, session: Any) -> bool:
@@ -245,7 +282,7 @@ def _written(wanted: _Wanted, session: Any, progress: Progress) -> _Found:
         first_token=_first_token(wanted),
         progress=progress,
     )
-    return _Found("text that the model wrote", rows=list(texts))
+    return _Found("text that the model wrote", rows=list(texts), is_run=True)
 
 
 def _first_token(wanted: _Wanted) -> int | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -27,6 +28,7 @@ class _Step:
     past: np.ndarray  # bool [batch, tokens in the cache]: whether there is one
     present: np.ndarray  # bool [batch, length]: whether there is a token, not padding
     causal: bool  # what a mask of rank 4 has to say
+    sizes: Mapping[str, int]  # of the free axes of what was given, by their names
     rng: np.random.Generator
 
     @property
@@ -40,7 +42,8 @@ def complete(feeds: Feeds, signature: ModelSignature, rng: np.random.Generator) 
 
     Arrays given are checked and cast as `fitted` says. Of the rest, masks become ones, positions
     count the tokens that the mask shows, token types and states are zeros, keys and values empty, lengths
-    and flags what they must be, decoder tokens the tokens, and an encoder's states standard normal.
+    and flags what they must be, decoder tokens the tokens, and an encoder's states standard normal. What nobody reads
+    is zeros, whether or not the model says its shape.
 
     Raises DataError for a name that the model does not have, an array that does not fit, and an input
     that is missing and cannot be made.
@@ -55,6 +58,8 @@ def complete(feeds: Feeds, signature: ModelSignature, rng: np.random.Generator) 
 
 
 def _made(spec: InputSpec, step: _Step) -> np.ndarray:
+    if spec.role == "unread":
+        return _anything(spec, step)
     maker = _MAKERS.get(spec.role)
     if maker is None or spec.shape is None:
         raise DataError(f"the data has no {spec.name!r}, which the model takes as {spec.describe()}")
@@ -62,6 +67,26 @@ def _made(spec: InputSpec, step: _Step) -> np.ndarray:
         return fitted(spec, maker(spec, step).astype(spec.dtype))
     except DataError as error:
         raise DataError(f"the data has no {spec.name!r}, and none could be made: {error}") from error
+
+
+def _anything(spec: InputSpec, step: _Step) -> Any:
+    if spec.is_sequence:
+        return []
+    sizes = [_size(dim, step.sizes.get(str(dim), 1)) for dim in spec.shape or ()]
+    if spec.batch_axis is not None and not isinstance((spec.shape or ())[spec.batch_axis], int):
+        sizes[spec.batch_axis] = step.batch
+    return np.full(sizes, "", object) if spec.holds_strings else np.zeros(sizes, spec.dtype)
+
+
+def _sizes(given: Feeds, signature: ModelSignature) -> dict[str, int]:
+    """The sizes of the free axes of what was given, by their names."""
+    tensors = [spec for spec in signature.inputs if spec.name in given and not spec.is_sequence]
+    return {
+        dim: size
+        for spec in tensors
+        for dim, size in zip(spec.shape or (), np.shape(given[spec.name]), strict=False)
+        if isinstance(dim, str)
+    }
 
 
 def _step(given: Feeds, signature: ModelSignature, rng: np.random.Generator) -> _Step:
@@ -82,6 +107,7 @@ def _step(given: Feeds, signature: ModelSignature, rng: np.random.Generator) -> 
         past=past,
         present=present,
         causal=signature.logits is not None,
+        sizes=_sizes(given, signature),
         rng=rng,
     )
 
@@ -130,6 +156,8 @@ def _attention_mask(spec: InputSpec, step: _Step) -> np.ndarray:
         return np.ones((step.batch, step.encoder_length))
     if len(shape) > 2:
         return _score_mask(spec, step)
+    if step.tokens is None and len(shape) == 2 and str(shape[1]) in step.sizes:
+        return np.ones((step.batch, step.sizes[str(shape[1])]))
     return _at_the_end(step.seen if len(shape) == 2 else step.seen[0], shape)
 
 

@@ -21,16 +21,20 @@ def part_like(batches: Sequence[Feeds], others: Sequence[Feeds], what: ModelSign
     at least; else single samples, joined as far as the largest of `others` goes.
     """
     budget = sum(_size(feeds, what) for feeds in others)
-    if what.fixed_batch is not None or any(_samples(feeds, what) is None for feeds in batches):
+    if (
+        what.fixed_batch is not None
+        or what.takes_feeds_whole
+        or any(samples_in(feeds, what) is None for feeds in batches)
+    ):
         largest = max((_size(feeds, what) for feeds in batches), default=1)
         return tuple(_spread(batches, budget // max(largest, 1)))
-    rows = [(batch, row) for batch, feeds in enumerate(batches) for row in range(_samples(feeds, what) or 0)]
-    longest = max((_size(feeds, what) // (_samples(feeds, what) or 1) for feeds in batches), default=1)
-    most = max((_samples(feeds, what) or 1 for feeds in others), default=1)
+    rows = [(batch, row) for batch, feeds in enumerate(batches) for row in range(samples_in(feeds, what) or 0)]
+    longest = max((_size(feeds, what) // (samples_in(feeds, what) or 1) for feeds in batches), default=1)
+    most = max((samples_in(feeds, what) or 1 for feeds in others), default=1)
     parts = []
     for batch, group in itertools.groupby(_spread(rows, budget // max(longest, 1)), key=lambda row: row[0]):
         chosen = [row for _, row in group]
-        parts += [_rows(batches[batch], chosen[at : at + most], what) for at in range(0, len(chosen), most)]
+        parts += [rows_of(batches[batch], chosen[at : at + most], what) for at in range(0, len(chosen), most)]
     return tuple(parts)
 
 
@@ -41,14 +45,16 @@ def _spread(items: Sequence[T], count: int) -> list[T]:
 
 def _size(feeds: Feeds, what: ModelSignature) -> int:
     """Tokens, or samples of a model without tokens."""
-    return feeds[what.tokens.name].size if what.tokens is not None else _samples(feeds, what) or 1
+    return feeds[what.tokens.name].size if what.tokens is not None else samples_in(feeds, what) or 1
 
 
-def _samples(feeds: Feeds, what: ModelSignature) -> int | None:
+def samples_in(feeds: Feeds, what: ModelSignature) -> int | None:
+    """How many samples complete feeds hold; None where nothing says which axis counts them."""
     return next((feeds[spec.name].shape[spec.batch_axis] for spec in what.inputs if spec.batch_axis is not None), None)
 
 
-def _rows(feeds: Feeds, rows: Sequence[int], what: ModelSignature) -> Feeds:
+def rows_of(feeds: Feeds, rows: Sequence[int], what: ModelSignature) -> Feeds:
+    """Some samples of complete feeds."""
     axes = {spec.name: spec.batch_axis for spec in what.inputs}
     return {
         name: array if axes.get(name) is None else np.take(array, rows, axis=axes[name])

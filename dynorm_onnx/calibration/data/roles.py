@@ -21,6 +21,8 @@ Role = Literal[
     "past_length",
     "logits_to_keep",  # 0: all of them
     "encoder_states",  # [batch, encoder length, channels] floats
+    "weight",  # of fixed shape, and read as a weight alone: one for all samples (fed_weights.py)
+    "unread",  # nobody reads it, so anything will do
     "other",
 ]
 

@@ -11,9 +11,10 @@ import onnx_ir as ir
 
 from dynorm_onnx.calibration.data.cache_size import settled_sizes
 from dynorm_onnx.calibration.data.embedding import index_bound, length_bound
+from dynorm_onnx.calibration.data.fed_weights import read_as_weights
 from dynorm_onnx.calibration.data.free_sizes import channels_read
 from dynorm_onnx.calibration.data.roles import WHOLE_BATCH, Role, role_by_name
-from dynorm_onnx.errors import ModelError
+from dynorm_onnx.errors import DataError
 
 Dim = int | str | None
 """A size, the name of a size that is free, or None for a free size without a name."""
@@ -24,17 +25,24 @@ class InputSpec:
     """One graph input."""
 
     name: str
-    dtype: np.dtype  # ml_dtypes' where numpy has none
-    shape: tuple[Dim, ...] | None  # None: of unknown rank
+    dtype: np.dtype  # ml_dtypes' where numpy has none; object for strings
+    shape: tuple[Dim, ...] | None  # None: of unknown rank; of a sequence, that of its tensors
     role: Role
     bound: int | None  # elements must be below: the rows of the table that they index
     batch_axis: int | None = None  # counts samples; None for what belongs to the whole batch
+    is_sequence: bool = False  # takes a list of tensors
+
+    @property
+    def holds_strings(self) -> bool:
+        """Whether the elements are strings."""
+        return self.dtype == np.dtype(object)
 
     def describe(self) -> str:
         """Type and shape for a sentence: "int64 [batch, sequence]"."""
+        element = f"{'a sequence of ' * self.is_sequence}{'string' if self.holds_strings else self.dtype}"
         if self.shape is None:
-            return f"{self.dtype} of any shape"
-        return f"{self.dtype} [{', '.join('?' if dim is None else str(dim) for dim in self.shape)}]"
+            return f"{element} of any shape"
+        return f"{element} [{', '.join('?' if dim is None else str(dim) for dim in self.shape)}]"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +54,18 @@ class ModelSignature:
     logits: str | None  # float output [batch, length, vocabulary] of the token ids
     presents: dict[str, str]  # past input -> the output that carries it to the next step
 
+    def of_batches_of(self, size: int) -> ModelSignature:
+        """The same with this number of samples in every batch."""
+        inputs = [
+            spec
+            if spec.batch_axis is None or spec.shape is None
+            else dataclasses.replace(
+                spec, shape=(*spec.shape[: spec.batch_axis], size, *spec.shape[spec.batch_axis + 1 :])
+            )
+            for spec in self.inputs
+        ]
+        return dataclasses.replace(self, inputs=tuple(inputs))
+
     def with_role(self, role: Role) -> tuple[InputSpec, ...]:
         """The inputs that have this role, in the graph's order."""
         return tuple(spec for spec in self.inputs if spec.role == role)
@@ -54,6 +74,11 @@ class ModelSignature:
     def tokens(self) -> InputSpec | None:
         """The input that text goes to."""
         return next(iter(self.with_role("token_ids")), None)
+
+    @property
+    def takes_feeds_whole(self) -> bool:
+        """Whether feeds cannot be cut in samples: which of a sequence's tensors belong to a sample nothing says."""
+        return any(spec.is_sequence for spec in self.inputs)
 
     @property
     def fixed_batch(self) -> int | None:
@@ -81,10 +106,11 @@ def signature(model: ir.Model) -> ModelSignature:
     Roles come from names first. An integer input whose name says nothing is the token ids if it
     indexes the largest table of those, and a further one with a table of at most 16 rows the token types.
 
-    Raises ModelError for an input that is no tensor of numbers.
+    Raises DataError for an input that is neither a tensor nor a sequence of tensors.
     """
     values = [value for value in model.graph.inputs if not value.is_initializer()]
-    specs = _with_sizes_read([_input_spec(value) for value in values], values)
+    weights = read_as_weights(model.graph)
+    specs = _with_sizes_read([_input_spec(value, value in weights) for value in values], values)
     inputs = _with_batch_axes(_with_structural_roles(specs))
     return ModelSignature(
         inputs=tuple(inputs),
@@ -94,20 +120,37 @@ def signature(model: ir.Model) -> ModelSignature:
     )
 
 
-def _input_spec(value: ir.Value) -> InputSpec:
+def _input_spec(value: ir.Value, is_weight: bool) -> InputSpec:
     name = value.name or ""
-    if not isinstance(value.type, ir.TensorType) or value.dtype is None:
-        raise ModelError(f"input {name!r} is not a tensor ({value.type}): such a model cannot be calibrated")
-    if value.dtype in (ir.DataType.STRING, ir.DataType.UNDEFINED):
-        raise ModelError(f"input {name!r} holds {value.dtype.name.lower()} elements, not numbers")
-    role = role_by_name(name, value.dtype)
+    is_sequence = isinstance(value.type, ir.SequenceType)
+    element = value.type.elem_type if isinstance(value.type, ir.SequenceType) else value.type
+    dtype = element.dtype if isinstance(element, ir.TensorType) else ir.DataType.UNDEFINED
+    if dtype == ir.DataType.UNDEFINED:
+        raise DataError(
+            f"input {name!r} is {_kind(value.type)}: data can be given for tensors and for sequences of tensors alone"
+        )
+    role = "other" if is_sequence or dtype == ir.DataType.STRING else role_by_name(name, dtype)
+    if not (value.uses() or value.is_graph_output()) and (role == "other" or value.shape is None):
+        role = "unread"
+    elif is_weight and role == "other":
+        role = "weight"
     return InputSpec(
         name=name,
-        dtype=np.dtype(value.dtype.numpy()),
+        dtype=np.dtype(object if dtype == ir.DataType.STRING else dtype.numpy()),
         shape=_shape(value, role),
         role=role,
-        bound=index_bound(value) if value.dtype.is_integer() else None,
+        bound=index_bound(value) if dtype.is_integer() and not is_sequence else None,
+        is_sequence=is_sequence,
     )
+
+
+def _kind(kind: ir.TypeProtocol | None) -> str:
+    """What ONNX calls the type of an input that takes no data here."""
+    if isinstance(kind, ir.OptionalType):
+        return f"an optional ({kind})"
+    if isinstance(kind, ir.SparseTensorType):
+        return f"a sparse tensor ({kind})"
+    return "of no type that the model states" if kind is None else f"of the type {kind}"
 
 
 def _shape(value: ir.Value, role: Role) -> tuple[Dim, ...] | None:
@@ -164,22 +207,39 @@ def _with_structural_roles(specs: list[InputSpec]) -> list[InputSpec]:
 
 
 def _with_batch_axes(specs: list[InputSpec]) -> list[InputSpec]:
-    """Find the axis of samples: the first axis of the token ids, or of the first input that has any."""
-    shapes = [spec.shape for spec in specs if spec.role == "token_ids"] + [spec.shape for spec in specs]
-    batch = next((shape[0] for shape in shapes if shape), None)
+    """Find the axis of samples: the first axis of the token ids, or of the first input that has any.
+
+    Lists of numbers whose length is fixed are passed over where something else is there, as are weights. A size whose
+    name stands twice in one input counts no samples: the nodes of a graph, in its matrix of edges.
+    """
+    shapes = [spec.shape for spec in specs if spec.role == "token_ids"] + [
+        spec.shape for spec in specs if spec.role not in ("weight", "unread") and not spec.is_sequence
+    ]
+    candidates = [shape for shape in shapes if shape]
+    batch = next((shape[0] for shape in candidates if shape != (shape[0],) or not isinstance(shape[0], int)), None)
+    if batch is None and candidates:
+        batch = candidates[0][0]
+    squares = [spec.shape for spec in specs if len(spec.shape or ()) in (2, 3) and spec.role == "other"]
+    if isinstance(batch, str) and any(shape.count(batch) > 1 for shape in squares if shape):
+        return specs
     return [dataclasses.replace(spec, batch_axis=_batch_axis(spec, batch)) for spec in specs]
 
 
 def _batch_axis(spec: InputSpec, batch: Dim) -> int | None:
-    rank = len(spec.shape or ())
+    shape = spec.shape or ()
+    rank = len(shape)
     if spec.role in ("token_ids", "position_ids", "token_type_ids", "attention_mask") and rank == 1:
         return None  # the model takes one sample at a time
+    if spec.role in WHOLE_BATCH or spec.role == "weight" or spec.is_sequence:
+        return None
+    if isinstance(batch, str) and batch in shape:
+        return shape.index(batch)
     # keys and values of a layer in one tensor [2, batch, ...], rotary sections [3, batch, length]
     axis = 1 if (spec.role, rank) in (("past", 5), ("position_ids", 3)) else 0
-    if spec.role in WHOLE_BATCH or axis >= rank:
+    if axis >= rank:
         return None
-    # weights and knobs among the inputs have a first axis of their own
-    return axis if spec.role != "other" or (spec.shape or ())[0] == batch else None
+    # knobs among the inputs have a first axis of their own
+    return axis if spec.role not in ("other", "unread") or shape[0] == batch else None
 
 
 def _logits(model: ir.Model, inputs: list[InputSpec]) -> str | None:

@@ -13,7 +13,7 @@ from dynorm_onnx.graph.forms.affine import Normalised
 from dynorm_onnx.graph.forms.algebra import Polynomial
 from dynorm_onnx.graph.forms.anchors import Anchor, anchors, roots
 from dynorm_onnx.graph.forms.diagnosis import explain, why_not_axes
-from dynorm_onnx.graph.forms.index import GraphIndex, is_op
+from dynorm_onnx.graph.forms.index import FLOATS, GraphIndex, is_op
 from dynorm_onnx.graph.forms.layout import lift_over_flatten, why_not_last_axis
 from dynorm_onnx.graph.forms.operators import Frame
 from dynorm_onnx.graph.forms.region import Region, walk
@@ -113,6 +113,9 @@ def _read(form: Polynomial, tolerance: float) -> Normalised | None:
 def site_of(region: Region, readings: dict[ir.Value, Normalised], first: ir.Value) -> Finding:
     """The site whose normalised value is `first`, with weight and bias as far as they follow."""
     index, frame = region.frame.index, region.frame
+    dtype = index.dtype(frame.x)
+    if dtype is not None and dtype not in FLOATS:
+        return NearMiss(name_of(first), f"looks like a norm, but its input is {dtype.name.lower()}")
     y = affine.extend(index, frame.x, first, readings.get)
     reading, way = readings[y], region.covered(y)
     site = NormSite(

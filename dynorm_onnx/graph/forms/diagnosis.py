@@ -5,8 +5,8 @@ from __future__ import annotations
 from fractions import Fraction
 
 from dynorm_onnx.graph.forms.algebra import Polynomial, Sum
-from dynorm_onnx.graph.forms.anchors import Anchor
-from dynorm_onnx.graph.forms.index import GraphIndex
+from dynorm_onnx.graph.forms.anchors import Anchor, roots
+from dynorm_onnx.graph.forms.index import LARGEST_RANK, GraphIndex
 from dynorm_onnx.graph.forms.inverse_root import split_inverse_root, spread
 from dynorm_onnx.graph.forms.region import Region
 
@@ -17,12 +17,15 @@ def why_not_axes(index: GraphIndex, anchor: Anchor) -> str | None:
     """Why the axes of a reduction are not those of a norm; None if they can be."""
     axes = anchor.axes
     if axes is None:
-        return "the axes of its mean are computed, or positive where the rank is not known"
+        return "the axes of its mean are computed, beyond its rank, or positive where the rank is not known"
     if axes == ():
         return "its mean runs over all axes, the batch too"
     if axes != tuple(range(axes[0], axes[0] + len(axes))):
         return f"its mean runs over the axes {list(axes)}, as in a MeanVarianceNormalization or BatchNorm"
-    rank = index.rank(anchor.node.inputs[0])
+    ranks = (index.rank(value) for value in (anchor.node.inputs[0], anchor.squared, *roots(index, anchor)))
+    rank = next((known for known in ranks if known is not None), None)
+    if axes[0] < -(rank or LARGEST_RANK) or axes[-1] >= 0:
+        return f"its mean runs over the axes {list(axes)}, which its input of {rank or 'unknown'} axes does not have"
     if rank is not None and axes[0] == -rank and len(axes) < rank:
         return "its mean runs over the batch"
     return None

@@ -13,10 +13,10 @@ import onnx_ir as ir
 
 from dynorm_onnx.graph.forms import constants
 from dynorm_onnx.graph.forms.affine import spelled
-from dynorm_onnx.graph.forms.index import FLOATS, GraphIndex
-from dynorm_onnx.graph.norm_site import Kind, NormSite, Refusal
+from dynorm_onnx.graph.forms.index import FLOATS, LARGEST_RANK, GraphIndex
+from dynorm_onnx.graph.norm_site import Kind, NearMiss, NormSite, Refusal
 
-Found = NormSite | Refusal
+Found = NormSite | Refusal | NearMiss
 
 NORM_WEIGHTS = {"q": 14, "k": 15}  # inputs of GroupQueryAttention
 NORM_EPSILONS = {"q": "q_norm_epsilon", "k": "k_norm_epsilon"}  # each overrides SHARED_EPSILON
@@ -25,6 +25,7 @@ SUM_BIAS = {"SkipLayerNormalization": 4, "SkipSimplifiedLayerNormalization": 3} 
 SUM_OUTPUT = 3
 EMBEDDING_SUM_OUTPUT = 2
 
+_WITH_AXIS = {"RMSNormalization", "SimplifiedLayerNormalization", "LayerNormalization"}
 _EPSILON, _SKIP_EPSILON, _QK_EPSILON = 1e-5, 1e-12, 1e-6  # defaults where the attribute is omitted
 
 # Form A9: the norm cannot be taken out of these. Operator -> kind and the input that asks for the norm.
@@ -47,8 +48,23 @@ def find(model: ir.Model, index: GraphIndex) -> list[Found]:
         if node.domain == "com.microsoft" and node.op_type in _INSEPARABLE:
             found += _inseparable(index, node)
         elif (finder := _FINDERS.get((node.domain, node.op_type))) is not None:
-            found += finder(index, node)
+            invalid = _why_invalid(index, node)
+            found += finder(index, node) if invalid is None else [NearMiss(_name(node), invalid)]
     return found
+
+
+def _why_invalid(index: GraphIndex, node: ir.Node) -> str | None:
+    """Why no runtime takes a node of a fused norm: a type or an axis that the operator does not have."""
+    tensors = node.inputs[2:6] if node.op_type == "EmbedLayerNormalization" else node.inputs[:3]
+    for value in tensors:
+        dtype = index.dtype(value)
+        if value is not None and dtype is not None and dtype not in FLOATS:
+            return f"its input {value.name} is {dtype.name.lower()}, which {node.op_type} does not take"
+    rank = index.rank(_input(node, 0))
+    axis = constants.integer(node, "axis", -1) if node.op_type in _WITH_AXIS else -1
+    if not (-(rank or LARGEST_RANK) <= axis < (rank or LARGEST_RANK)):
+        return f"its axis {axis} is none of an input of {rank or 'unknown'} axes"
+    return None
 
 
 def _single(form: str, kind: Kind) -> Callable[[GraphIndex, ir.Node], Iterator[Found]]:

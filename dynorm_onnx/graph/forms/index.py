@@ -18,6 +18,9 @@ from dynorm_onnx.graph.forms import constants
 Shape = tuple[int | None, ...]
 
 FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
+LARGEST_RANK = 64
+"""The most axes that numpy knows: an axis beyond it belongs to no tensor."""
+
 _SHAPE_ONLY = {"Shape", "Size"}
 # Random, or with attributes that are too large to compare: tensors and bodies.
 _NEVER_EQUAL = RANDOM | {"Constant", "If", "Loop", "Scan"}

@@ -83,11 +83,7 @@ class Lowering:
             bias=None if beta is None else beta.astype(np.float32),
             epsilon=site.epsilon, channels=channels, dtype=dtype, skip=sum_operands(tail),
         )  # fmt: skip
-        y = restore(node.outputs[0])
-        if not folded and weight is not None:
-            y = emit.op("Mul", [y, emit.cast(weight, dtype, "weight_cast")], output="weighted", like=y)
-        if beta is None and bias is not None:
-            y = emit.op("Add", [y, emit.cast(bias, dtype, "bias_cast")], output="biased", like=y)
+        y = _affine(emit, restore(node.outputs[0]), None if folded else weight, bias if beta is None else None)
         return lowered, emit.cast(y, site.dtype, "narrow")
 
     def _is_function(self, site: NormSite) -> bool:
@@ -118,6 +114,20 @@ def _node_dtypes(x_dtypes: Mapping[NormSite, ir.DataType], opset: int) -> dict[N
     if opset < CAST_LIKE_OPSET and len(set(dtypes.values())) > 1:
         return dict.fromkeys(dtypes, max(dtypes.values(), key=_WIDTH.__getitem__))
     return dtypes
+
+
+def _affine(emit: Emitter, y: ir.Value, weight: ir.Value | None, bias: ir.Value | None) -> ir.Value:
+    """y * weight + bias, in float32 where y is bfloat16: ONNX Runtime's CPU (1.32) has neither operator in that."""
+    if weight is None and bias is None:
+        return y
+    dtype = ir.DataType.FLOAT if y.dtype == ir.DataType.BFLOAT16 else y.dtype
+    assert dtype is not None  # of a canonical node
+    y = emit.cast(y, dtype, "unweighted")
+    if weight is not None:
+        y = emit.op("Mul", [y, emit.cast(weight, dtype, "weight_cast")], output="weighted", like=y)
+    if bias is not None:
+        y = emit.op("Add", [y, emit.cast(bias, dtype, "bias_cast")], output="biased", like=y)
+    return y
 
 
 def _channels(site: NormSite, x: ir.Value, weight: ir.Value | None, axes: tuple[int, ...]) -> int | None:

@@ -44,11 +44,11 @@ def _embedding_sum(emit: Emitter, node: ir.Node, dtype: ir.DataType) -> ir.Value
         bounds = [emit.integers([number], name) for number, name in ((0, "zero"), (1, "one"), (2, "two"))]
         length = emit.op("Slice", [shape, bounds[1], bounds[2]], output="length", dtype=ir.DataType.INT64)
         positions = emit.op("Slice", [table, bounds[0], length], output="positions", dtype=dtype)
-    total = emit.op("Add", [total, positions], output="words_and_positions", dtype=dtype)
+    total = emit.add(total, positions, dtype, output="words_and_positions")
     segment_ids, segments = _input(node, _SEGMENT_IDS), _input(node, _SEGMENTS)
     if segment_ids is not None and segments is not None:
         segment = emit.op("Gather", [segments, segment_ids], output="segments", dtype=dtype)
-        total = emit.op("Add", [total, segment], output="sum", dtype=dtype)
+        total = emit.add(total, segment, dtype, output="sum")
     return total
 
 

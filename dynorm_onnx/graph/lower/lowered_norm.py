@@ -51,14 +51,31 @@ def require_finite(norms: Sequence[LoweredNorm]) -> None:
 
 
 def sum_operands(x: ir.Value) -> tuple[ir.Value, ir.Value] | None:
-    """The operands of the Add that produces `x`, if they have the same shape; else None."""
+    """The operands of the Add that produces `x`, if they have the same shape; else None.
+
+    Of bfloat16 the sum may be computed in float32, between Casts (Emitter.add()).
+    """
     node = x.producer()
-    if node is None or node.domain != "" or node.op_type != "Add":
+    casts = x.dtype == ir.DataType.BFLOAT16 and _is(node, "Cast")
+    if casts and node is not None and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
+    if node is None or not _is(node, "Add"):
         return None
-    a, b = node.inputs
+    a, b = (_narrow(value, x.dtype) if casts else value for value in node.inputs)
     if a is None or b is None or a.shape is None or b.shape is None or len(a.shape) != len(b.shape):
         return None
     return (a, b) if all(_equal(i, j) for i, j in zip(a.shape, b.shape, strict=True)) else None
+
+
+def _is(node: ir.Node | None, op_type: str) -> bool:
+    return node is not None and node.domain == "" and node.op_type == op_type
+
+
+def _narrow(value: ir.Value | None, dtype: ir.DataType | None) -> ir.Value | None:
+    """What a Cast made wide, if it was of this type."""
+    node = value.producer() if value is not None else None
+    source = node.inputs[0] if node is not None and _is(node, "Cast") else None
+    return source if source is not None and source.dtype == dtype else None
 
 
 def _equal(a: int | ir.SymbolicDim, b: int | ir.SymbolicDim) -> bool:

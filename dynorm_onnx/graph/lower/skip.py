@@ -21,8 +21,8 @@ def lower_skip(lowering: Lowering, site: NormSite) -> LoweredNorm:
     position = SUM_BIAS[node.op_type]
     bias = node.inputs[position] if len(node.inputs) > position else None
     if bias is not None:
-        branch = emit.op("Add", [branch, bias], output="biased_input", like=branch, dtype=site.dtype)
-    total = emit.op("Add", [branch, skip], output="sum", like=_shaped(branch, y), dtype=site.dtype)
+        branch = emit.add(branch, bias, site.dtype, output="biased_input", like=branch)
+    total = emit.add(branch, skip, site.dtype, output="sum", like=_shaped(branch, y))
     lowered, replacement = lowering.norm(site, emit, total, lowering.current(site.weight), lowering.current(site.bias))
     lowering.take_over(y, replacement)
     if len(node.outputs) > SUM_OUTPUT and node.outputs[SUM_OUTPUT].name:

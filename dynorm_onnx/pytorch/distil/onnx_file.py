@@ -37,7 +37,7 @@ from dynorm_onnx.pytorch.distil.trainer import (
 from dynorm_onnx.pytorch.graph import GraphModule
 from dynorm_onnx.pytorch.graph.functions import function_inputs
 from dynorm_onnx.pytorch.graph.tensors import array_to_torch
-from dynorm_onnx.runtime.arrays import Feeds
+from dynorm_onnx.runtime.arrays import Feeds, is_tensor_of_numbers
 
 log = logging.getLogger(__name__)
 
@@ -235,6 +235,8 @@ def step_sized(batches: Sequence[Feeds], seed: int) -> list[Feeds]:
     made: list[Feeds] = []
     alike: dict[Any, list[Feeds]] = {}
     for feeds in batches:
+        # what PyTorch has no type for, it has no operator for either: strings and sequences are read by nobody here
+        feeds = {name: array for name, array in feeds.items() if is_tensor_of_numbers(array)}
         rows = {array.shape[0] if array.ndim else 0 for array in feeds.values()}
         if len(rows) > 1 or not any(array.dtype == np.int64 for array in feeds.values()):
             made.append(feeds)
