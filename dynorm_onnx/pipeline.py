@@ -22,7 +22,7 @@ from dynorm_onnx.functions import REGISTRY
 from dynorm_onnx.graph import model_io
 from dynorm_onnx.graph.lower import LoweredNorm, lower, require_finite
 from dynorm_onnx.graph.rewrite import count_replacements
-from dynorm_onnx.graph.select import leave_constants, select
+from dynorm_onnx.graph.select import leave_constants, leave_unpaired, select
 from dynorm_onnx.graph.sites import find_sites
 from dynorm_onnx.progress import Progress, StepClock, no_progress
 from dynorm_onnx.report import Report, build_report
@@ -31,7 +31,7 @@ from dynorm_onnx.report.html import require_html, staged_html
 from dynorm_onnx.runtime.fuse import fuse_for_ort, same_outputs
 from dynorm_onnx.runtime.session import make_session, run_model
 from dynorm_onnx.runtime.timing import Timing
-from dynorm_onnx.runtime.variants import make_variants, time_model
+from dynorm_onnx.runtime.variants import time_within
 from dynorm_onnx.within_bounds import within_bounds
 
 TARGETS = (*REGISTRY, "rmsnorm")
@@ -63,6 +63,7 @@ def convert_model(
         chosen, kept = select(found, config.only, config.keep, replaced=count_replacements(original))
         if config.to != "rmsnorm":
             chosen, kept = leave_constants(chosen, kept, prepared.graph)
+            chosen, kept = leave_unpaired(chosen, kept, prepared.graph)
     if config.dry_run:
         return _put_in_place(config, build_report(config, found, kept, clock), ready)
     model_io.require_weights(original)
@@ -82,7 +83,7 @@ def convert_model(
     outcome, weight_folds = with_weights_folded(config, norms, outcome, data, clock)
     outcome = with_calibration_text(config, outcome, data, clock)
     with clock.step("time"):
-        timing = _time(config, outcome.converted, data)
+        timing = _time(config, outcome.converted, data, clock.total)
     evidence = _evidence(config, prepared, norms, outcome.calibrated, data, clock)
     with contextlib.ExitStack() as files:
         with clock.step("save"):
@@ -173,9 +174,10 @@ def _require_same_outputs(config: ConvertConfig, fused: ir.Model, data: Calibrat
         raise ModelError(f"--optimize ort: onnxscript's fusions change the outputs of {config.model}; leave it out")
 
 
-def _time(config: ConvertConfig, converted: ir.Model, data: CalibrationData | None) -> tuple[Timing, ...]:
+def _time(
+    config: ConvertConfig, converted: ir.Model, data: CalibrationData | None, seconds: float
+) -> tuple[Timing, ...]:
+    """The variants' times, measured in no more than about `seconds`: what the conversion has taken so far."""
     if not config.time or data is None:
         return ()
-    feeds = data.validation[0]
-    sessions = make_variants(config.model, converted, feeds, provider=config.provider)
-    return time_model(sessions, feeds, provider=config.provider)
+    return time_within(config.model, converted, data.validation[0], seconds, provider=config.provider)

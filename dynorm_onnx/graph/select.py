@@ -11,6 +11,7 @@ import onnx_ir as ir
 from dynorm_onnx.errors import NoSiteError, UsageError
 from dynorm_onnx.graph.fixed import follows_from_constants, is_fixed
 from dynorm_onnx.graph.norm_site import NormSite, SitesFound
+from dynorm_onnx.graph.sizes import sized_by_values
 
 
 def select(
@@ -64,6 +65,26 @@ def leave_constants(
         names = ", ".join(site.name for site in same[:3])
         raise NoSiteError(f"the inputs of all norms are the same in every run ({names}): they cost nothing as they are")
     return left, kept
+
+
+def leave_unpaired(
+    chosen: Sequence[NormSite], kept: dict[str, str], graph: ir.Graph
+) -> tuple[tuple[NormSite, ...], dict[str, str]]:
+    """The same two without the sites that see as many tokens as values say which the other sites change: a token of the
+    original has no counterpart by which a function could be fitted. (The first site is never one of them.)
+    """
+    sizes = sized_by_values(graph, (output for site in chosen for node in site.nodes for output in node.outputs))
+    why = {site.name: sizes[x] for site in chosen if (x := _read_first(site)) in sizes}
+    kept = kept | {
+        name: f"how many tokens it sees follows from values ({by}) that the norms before it change, so that its tokens "
+        "in the original and in the converted model cannot be paired"
+        for name, by in why.items()
+    }
+    return tuple(site for site in chosen if site.name not in why), kept
+
+
+def _read_first(site: NormSite) -> ir.Value | None:
+    return site.x if site.x is not None else site.nodes[0].inputs[0]
 
 
 def matcher(knob: str, pattern: str) -> Callable[[str], bool]:

@@ -181,7 +181,7 @@ def _on_calibration(validation: Validation) -> Iterator[tuple[str, str, str]]:
 
 def _timing(report: Report) -> Table:
     table = Table(title="Time of one batch in ONNX Runtime", title_justify="left")
-    for heading in ("variant", "provider", "median ms", "p10", "p90", "speed against original-fused"):
+    for heading in ("variant", "provider", "runs", "median ms", "p10", "p90", "speed against original-fused"):
         table.add_column(heading, justify="left" if heading in ("variant", "provider") else "right")
     fused, plain = (_median(report, variant) for variant in ("original-fused", "original"))
     if fused and plain and fused < WORTH_FUSING * plain and report.optimize == "none":
@@ -189,7 +189,8 @@ def _timing(report: Report) -> Table:
         table.caption_justify = "left"
     for t in report.timing:
         ratio = f"{fused / t.median_ms:.2f}x" if fused else ""
-        table.add_row(t.variant, t.provider, f"{t.median_ms:.3f}", f"{t.p10_ms:.3f}", f"{t.p90_ms:.3f}", ratio)
+        milliseconds = (f"{time:.3f}" for time in (t.median_ms, t.p10_ms, t.p90_ms))
+        table.add_row(t.variant, t.provider, f"{t.runs:,}", *milliseconds, ratio)
     return table
 
 

@@ -101,8 +101,13 @@ def _classes(validation: Validation) -> Iterator[str]:
             yield f"output {name}: the class changes for {changed}, more than {100 * CLASS_CHANGES:.0f} %"
 
 
+def _shapes(validation: Validation) -> Iterator[str]:
+    if validation.other_shapes and not validation.outputs:
+        yield f"no output has the shape of the original's: {', '.join(validation.other_shapes)}"
+
+
 RULES: tuple[Callable[[Validation], Iterator[str]], ...] = (
-    _not_finite, _loss, _top1, _classes, _cosine, _relative_error,
+    _not_finite, _shapes, _loss, _top1, _classes, _cosine, _relative_error,
 )  # fmt: skip
 
 
