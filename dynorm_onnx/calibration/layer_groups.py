@@ -59,7 +59,7 @@ def group_layers(
     sizes = sized_by_values(graph, [norm.y for norm in norms])
     behind = value_stages(graph, points)
     together: dict[tuple[str, int], list[LinearLayer]] = {}
-    for layer in found.layers:
+    for layer in (*found.layers, *found.on_grid):
         if behind[str(layer.x.name)] <= 0:
             continue  # its input is the same in both models
         if layer.x in sizes:
