@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,11 @@ import onnx_ir as ir
 import pytest
 
 from dynorm_onnx import convert_model
+from dynorm_onnx.convert import main
+from dynorm_onnx.distillation import is_worse
 from dynorm_onnx.errors import BoundError, ModelError
 from dynorm_onnx.graph.sizes import sized_by_values
+from dynorm_onnx.report.verdict import failed_training
 from dynorm_onnx.runtime import variants
 from dynorm_onnx.runtime.session import make_session
 from dynorm_onnx.runtime.timing import time_variants
@@ -203,3 +207,76 @@ def test_timing_takes_no_longer_than_the_rest(tmp_path: Path, monkeypatch: pytes
     for seconds in (-5.0, 1e9):
         variants.time_within(proto, proto, DATA[0], seconds)
     assert asked == [variants.LEAST_SECONDS, variants.MOST_SECONDS]
+
+
+def test_a_ruined_result_is_told_first_on_every_way_out(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Lengths of tokens that differ by ten thousand: no function of single channels stands in for such a norm."""
+    rng = np.random.default_rng(0)
+    data = [{"x": (rng.normal(size=(2, 4, C)) * 100.0 ** rng.uniform(-2, 2, (2, 4, 1))).astype(np.float32)}
+            for _ in range(12)]  # fmt: skip
+    proto = model("g (float[n,4,8] x) => (float[n,4,8] y) { y = LayerNormalization<axis = -1>(x, w) }",
+                  {"w": np.ones(C, np.float32)})  # fmt: skip
+    onnx.save(proto, tmp_path / "model.onnx")
+    np.savez(tmp_path / "data.npz", x=np.concatenate([feeds["x"] for feeds in data]))
+    arguments = [str(tmp_path / "model.onnx"), "--data", str(tmp_path / "data.npz"), "--no-time", "-q"]
+    page = tmp_path / "page.html"
+    assert main([*arguments, "--method", "fit", "--coupled", "0", "--report", str(page)]) == 0
+    first, *rest = capsys.readouterr().out.splitlines()
+    assert first.startswith("this model is not usable: output y:") and "the relative error is 0." in first
+    assert any(line.startswith("warning: the function misses over half") for line in rest[:8])
+    html = page.read_text("utf-8")
+    assert html.index("misses over half") < html.index("<h1>") and "not usable" in html[: html.index("<h1>")]
+    assert main([*arguments, "--method", "fit", "--coupled", "0", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["alarms"] and told["verdict"]["usable"] is False and told["verdict"]["reasons"]
+
+
+@pytest.mark.parametrize(("losses", "fades", "worse"), [
+    ([0.5, 0.4], False, False), ([0.5, 0.6], False, True), ([0.5, 0.6], True, False), ([0.5, np.nan], True, True),
+    ([0.5], False, False), ([0.5, np.inf], False, True),
+])  # fmt: skip
+def test_a_training_that_made_it_worse(losses: list[float], fades: bool, worse: bool) -> None:
+    run = {"losses": [{"step": step, "loss": loss} for step, loss in enumerate(losses)]}
+    assert is_worse(run, fades=fades) is worse
+    assert not failed_training(run | {"kept": True}) and not failed_training(None)
+    (told,) = failed_training(run | {"kept": False})
+    assert "nothing of it is kept" in told and f"{losses[0]:.4g}" in told
+
+
+def test_nothing_of_a_training_that_diverged_is_kept(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    proto = model("""g (float[n,4,8] x) => (float[n,4,8] y) {
+      h = MatMul(x, lin)
+      n1 = LayerNormalization<axis = -1>(h, w)
+      y = MatMul(n1, lin2)
+    }""", {"w": np.ones(C, np.float32), "lin": LIN, "lin2": LIN.T.copy()})  # fmt: skip
+    knobs = {"method": "distil", "steps": 8, "train": "all"}
+    _, bad = converted(proto, tmp_path, **knobs, learning_rate=30.0)
+    assert bad.distillation is not None and bad.distillation["kept"] is False
+    assert any("nothing of it is kept" in line for line in bad.alarms)
+    _, good = converted(proto, tmp_path, **knobs, learning_rate=1e-4)
+    assert good.distillation is not None and good.distillation["kept"] and not good.alarms
+    assert bad.validation is not None and bad.validation.outputs["y"].relative_error < 0.5
+    json.dumps(bad.as_dict(), allow_nan=False)
+
+
+@pytest.mark.parametrize("shape", ["[n]", "[n,1]", "[n,4,1]"])
+def test_one_probability_is_judged_by_its_answer(shape: str, tmp_path: Path) -> None:
+    """Of 0.001 the relative error says nothing, of a vector of one value the cosine."""
+    text = {
+        "[n]": "s = ReduceSum<keepdims = 0>(y0, both)", "[n,1]": "r = ReduceSum<keepdims = 0>(y0, last)\n"
+        "s = ReduceSum<keepdims = 1>(r, last)", "[n,4,1]": "s = ReduceSum<keepdims = 1>(y0, last)",
+    }[shape]  # fmt: skip
+    proto = model(f"""g (float[n,4,8] x) => (float{shape} p) {{
+      n0 = LayerNormalization<axis = -1>(x, w)
+      y0 = MatMul(n0, lin)
+      {text}
+      p = Sigmoid(s)
+    }}""", {"w": np.ones(C, np.float32), "lin": LIN, "both": np.array([1, 2]), "last": np.array([-1])})  # fmt: skip
+    used = [value for value in proto.graph.initializer if value.name in {i for n in proto.graph.node for i in n.input}]
+    del proto.graph.initializer[:]
+    proto.graph.initializer.extend(used)
+    _, report = converted(proto, tmp_path, method="fit")
+    assert report.validation is not None
+    found = report.validation.outputs["p"]
+    assert found.classes == "probability" and found.class_agreement is not None and found.cosine is None

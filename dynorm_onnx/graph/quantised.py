@@ -82,12 +82,12 @@ def dequantised(value: ir.Value) -> Dequantised | None:
     if has_zero and zero is None:
         return None
     zeros = np.zeros(()) if zero is None else zero.numpy().astype(np.float64)
+    shape = tuple(weight.const_value.shape.numpy())
     try:
-        wide = tuple(_spread(array, node, tuple(weight.const_value.shape.numpy()))
-                     for array in (scale.numpy().astype(np.float64), zeros))  # fmt: skip
+        wide = [_spread(array, node, shape) for array in (scale.numpy().astype(np.float64), zeros)]
     except ValueError:  # a scale that does not fit the weight
         return None
-    return Dequantised(weight, turned, Grid(*wide, *_RANGES[weight.dtype]))
+    return Dequantised(weight, turned, Grid(wide[0], wide[1], *_RANGES[weight.dtype]))
 
 
 def _spread(array: np.ndarray, node: ir.Node, shape: tuple[int, ...]) -> np.ndarray:

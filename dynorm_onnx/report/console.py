@@ -33,6 +33,8 @@ def print_report(report: Report, console: Console) -> None:
         console.print(Text(report.verdict.sentence, style="bold red"), soft_wrap=True)
         for line in report.verdict.advice:
             console.print(Text(f"  try {line}"), soft_wrap=True)
+    for alarm in report.alarms:
+        console.print(Text(f"warning: {alarm}", style="bold yellow"), soft_wrap=True)
     counts = Counter(site.status for site in report.sites)
     told = ", ".join(f"{count} {status}" for status, count in counts.items())
     arrow = "→" if console.encoding.startswith("utf") else "->"
@@ -71,6 +73,7 @@ def _distillation(run: Mapping[str, Any], arrow: str) -> str:
         f"distilled on {run['tokens']:,} tokens in {run['steps']} steps "
         f"({run['train']} parameters, {run['precision']}), "
         f"loss {losses[0]:.4f} {arrow} {losses[-1]:.4f}, {run['seconds']:.0f} s"
+        + ("" if run.get("kept", True) else ": nothing of it is kept")
     )
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import glob
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from dynorm_onnx.calibration.leeway import MOST_COUPLED
 from dynorm_onnx.config import ConvertConfig
@@ -57,6 +58,17 @@ def badly_fitted(sites: Sequence[SiteReport]) -> tuple[str, ...]:
     named = ", ".join(f"{site.name} ({site.error:.2g})" for site in worst[:MOST_NAMED])
     more = f" and {len(worst) - MOST_NAMED} more" if len(worst) > MOST_NAMED else ""
     return (f"the function misses over half of what the norm puts out at {named}{more}",)
+
+
+def failed_training(run: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """A warning where a distillation has made the model worse; `run` is its JSON object."""
+    if run is None or run.get("kept", True):
+        return ()
+    first, last = (run["losses"][place]["loss"] for place in (0, -1))
+    return (
+        f"the distillation ended with a loss of {last:.4g} and had begun with {first:.4g}: nothing of it is kept; a "
+        "smaller --learning-rate, or more --steps, may help",
+    )
 
 
 def _not_finite(validation: Validation) -> Iterator[str]:
