@@ -13,7 +13,7 @@ from dynorm_onnx.calibration.fit_rows import Leeway
 from dynorm_onnx.calibration.norms import Calibrated, calibrate_norms
 from dynorm_onnx.calibration.reconstruct import reconstruct
 from dynorm_onnx.config import ConvertConfig
-from dynorm_onnx.distillation import begins_fitted, distil_calibrated, reconstruction_batches
+from dynorm_onnx.distillation import begins_fitted, distil_calibrated, is_worse, reconstruction_batches
 from dynorm_onnx.folding import weights_folded
 from dynorm_onnx.functions import REGISTRY
 from dynorm_onnx.graph import model_io
@@ -73,8 +73,8 @@ def distilled(
     data: CalibrationData | None,
     clock: StepClock,
 ) -> Attempt:
-    """The outcome trained towards the original, where that was asked for. The norms to keep are chosen before:
-    a training for every trial of a bound would cost too much."""
+    """The outcome trained towards the original, where that was asked for, or as it was before if the training has made
+    it worse. The norms to keep are chosen before: a training for every trial of a bound would cost too much."""
     if config.method != "distil" or outcome.calibrated is None or data is None:
         return outcome
     with clock.step("distil") as advance:
@@ -94,10 +94,18 @@ def distilled(
             coupled=config.coupled,
             block_steps=config.block_steps,
         )
+    if is_worse(run, fades=_fades(outcome.calibrated, config.coupled)):
+        run, calibrated = {**run, "kept": False}, outcome.calibrated
     converted = rewritten(config, lowered, norms, calibrated)
     with clock.step("validate") as advance:
         validation = validated(config, converted, data, advance) if config.validate else None
     return Attempt(calibrated, converted, validation, run)
+
+
+def _fades(calibrated: Calibrated, coupled: int | None) -> bool:
+    """Whether a training has had to let coupled channels go."""
+    couplings = [fitted.parameters.coupling for fitted in calibrated.fits.values()]
+    return coupled is not None and any(own is not None and len(own.channels) > coupled for own in couplings)
 
 
 def with_weights_folded(

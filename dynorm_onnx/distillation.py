@@ -9,8 +9,9 @@ import contextlib
 import dataclasses
 import importlib.util
 import logging
+import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,17 @@ def begins_fitted(original: ir.Model, norms: Sequence[LoweredNorm], train: str) 
     from dynorm_onnx.pytorch.distil.basis import usable_bases
 
     return train == "all" and bool(usable_bases(original.graph, norms))
+
+
+def is_worse(run: Mapping[str, Any], *, fades: bool) -> bool:
+    """Whether a training, by its JSON object, ended with a larger loss than it began with, or with none.
+
+    One in which coupled channels fade begins with what it must not keep, so that only a loss that is no number counts.
+    """
+    losses = [point["loss"] for point in run["losses"]]
+    if not losses:
+        return False
+    return not math.isfinite(losses[-1]) or (losses[-1] > losses[0] and not fades)
 
 
 def reconstruction_batches(data: CalibrationData) -> tuple[Feeds, ...]:
@@ -157,4 +169,4 @@ def distil_calibrated(
         parameters = trained.parameters[str(norm.node.name)]
         fits[norm.site_name] = dataclasses.replace(fits[norm.site_name], parameters=parameters)
     initializers = {**calibrated.initializers, **trained.initializers}
-    return dataclasses.replace(calibrated, fits=fits, initializers=initializers), trained.as_dict()
+    return dataclasses.replace(calibrated, fits=fits, initializers=initializers), trained.as_dict() | {"kept": True}

@@ -10,7 +10,6 @@ from typing import Any
 import onnx_ir as ir
 
 from dynorm_onnx.attempts import distilled, with_calibration_text, with_weights_folded
-from dynorm_onnx.calibration.constant_norms import leave_constants
 from dynorm_onnx.calibration.data import CalibrationData, load_calibration
 from dynorm_onnx.calibration.fit_rows import Leeway
 from dynorm_onnx.calibration.leeway import leeways
@@ -23,7 +22,7 @@ from dynorm_onnx.functions import REGISTRY
 from dynorm_onnx.graph import model_io
 from dynorm_onnx.graph.lower import LoweredNorm, lower, require_finite
 from dynorm_onnx.graph.rewrite import count_replacements
-from dynorm_onnx.graph.select import select
+from dynorm_onnx.graph.select import leave_constants, leave_unpaired, select
 from dynorm_onnx.graph.sites import find_sites
 from dynorm_onnx.progress import Progress, StepClock, no_progress
 from dynorm_onnx.report import Report, build_report
@@ -34,7 +33,7 @@ from dynorm_onnx.runtime.pieces import open_for_batches
 from dynorm_onnx.runtime.session import make_session, run_model
 from dynorm_onnx.runtime.timing import Timing
 from dynorm_onnx.runtime.value_types import value_types
-from dynorm_onnx.runtime.variants import make_variants, time_model
+from dynorm_onnx.runtime.variants import time_within
 from dynorm_onnx.within_bounds import within_bounds
 
 TARGETS = (*REGISTRY, "rmsnorm")
@@ -67,6 +66,7 @@ def convert_model(
         chosen, kept = select(found, config.only, config.keep, replaced=count_replacements(original))
         if config.to != "rmsnorm":
             chosen, kept = leave_constants(chosen, kept, prepared.graph)
+            chosen, kept = leave_unpaired(chosen, kept, prepared.graph)
     if config.dry_run:
         return _put_in_place(config, build_report(config, found, kept, clock), ready)
     if config.distils:
@@ -90,7 +90,7 @@ def convert_model(
     outcome, weight_folds = with_weights_folded(config, norms, outcome, data, clock)
     outcome = with_calibration_text(config, outcome, data, clock)
     with clock.step("time"):
-        timing = _time(config, outcome.converted, data)
+        timing = _time(config, outcome.converted, data, clock.total)
     evidence = _evidence(config, prepared, norms, outcome.calibrated, data, clock)
     with contextlib.ExitStack() as files:
         with clock.step("save"):
@@ -197,9 +197,10 @@ def _require_same_outputs(config: ConvertConfig, fused: ir.Model, data: Calibrat
         raise ModelError(f"--optimize ort: onnxscript's fusions change the outputs of {config.model}; leave it out")
 
 
-def _time(config: ConvertConfig, converted: ir.Model, data: CalibrationData | None) -> tuple[Timing, ...]:
+def _time(
+    config: ConvertConfig, converted: ir.Model, data: CalibrationData | None, seconds: float
+) -> tuple[Timing, ...]:
+    """The variants' times, measured in no more than about `seconds`: what the conversion has taken so far."""
     if not config.time or data is None:
         return ()
-    feeds = data.validation[0]
-    sessions = make_variants(config.model, converted, feeds, provider=config.provider)
-    return time_model(sessions, feeds, provider=config.provider)
+    return time_within(config.model, converted, data.validation[0], seconds, provider=config.provider)

@@ -23,6 +23,11 @@ class StepClock:
         self.seconds: dict[str, float] = {}
         self._progress = progress
 
+    @property
+    def total(self) -> float:
+        """The seconds of all steps that have ended."""
+        return sum(self.seconds.values())
+
     @contextlib.contextmanager
     def step(self, name: str) -> Iterator[Callable[[int, int], None]]:
         """Time a step; yields its progress callable (done, total). A step that tells nothing ends as 1 of 1."""

@@ -82,7 +82,7 @@ def _costs(
     calibrated = outcome.calibrated
     if calibrated is None or data is None:
         return {}  # an exact rewrite: keeping norms would not make it better
-    layers = find_linear_layers(lowered.graph).layers
+    found = find_linear_layers(lowered.graph)
     original = Recorded(open_for_batches(config.model, provider=config.provider))
     batches, vocabulary = data.validation[:COST_BATCHES], data.vocabulary
 
@@ -96,7 +96,7 @@ def _costs(
         every = excess(outcome.converted)
         for done, group in enumerate(groups):
             values = {norm.y for norm in group}
-            readers = {layer.name for layer in layers if layer.x in values}
+            readers = {layer.name for layer in (*found.layers, *found.on_grid) if layer.x in values}
             weights = {name: array for name, array in calibrated.initializers.items() if name not in readers}
             others = [norm for norm in norms if norm not in group]
             back = rewritten(config, lowered, others, dataclasses.replace(calibrated, initializers=weights))

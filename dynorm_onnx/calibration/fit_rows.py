@@ -46,9 +46,14 @@ def steeper(chosen: Chosen) -> float:
 
 
 def fit_rows(
-    function: Function, kind: str, epsilon: float, batches: Callable[[], Iterator[Rows]], leeway: Leeway
+    function: Function,
+    kind: str,
+    epsilon: float,
+    batches: Callable[[], Iterator[Rows]],
+    leeway: Leeway,
+    dtype: np.dtype | type = np.float32,
 ) -> Fit:
-    """The fit of one norm of `kind` over all batches, read once for each statistic.
+    """The fit of one norm of `kind` over all batches, read once for each statistic; `dtype` is the model's.
 
     Raises DataError where no token is finite.
     """
@@ -58,7 +63,7 @@ def fit_rows(
     moments = _moments(_gained(coupling, batches, held_out=False), extent)
     if not moments.count.any():
         raise DataError("no token of the calibration data is finite there, in the norm's input and in what it gives")
-    found = fit(function, moments, extent, 1.0 if leeway.straight else steeper(chosen))
+    found = fit(function, moments, extent, 1.0 if leeway.straight else steeper(chosen), dtype)
     others = _moments(_gained(coupling, batches, held_out=True), extent)
     return dataclasses.replace(
         found,

@@ -15,23 +15,27 @@ from dynorm_onnx.runtime.arrays import Feeds
 SHARE = 8  # one sample in so many is held out
 
 
-def held_out_samples(batches: Sequence[Feeds]) -> list[np.ndarray]:
-    """For every batch, bool [samples]: whether a sample is held out. One in SHARE is, spread evenly; one of fewer."""
+def held_out_samples(batches: Sequence[Feeds]) -> list[np.ndarray | None]:
+    """For every batch, bool [samples]: whether a sample is held out. One in SHARE is, spread evenly; one of fewer.
+
+    Where there is one sample in all, None: it is parted by its rows.
+    """
     sizes = [_samples(feeds) for feeds in batches]
     total = sum(sizes)
-    every = min(SHARE, max(total, 1))
-    flags = (np.arange(total) % every) == every - 1 if total > 1 else np.zeros(total, bool)
-    return np.split(flags, np.cumsum(sizes)[:-1]) if sizes else []
+    if total < 2:
+        return [None] * len(sizes)
+    every = min(SHARE, total)
+    return list(np.split(np.arange(total) % every == every - 1, np.cumsum(sizes)[:-1]))
 
 
 def held_out_rows(samples: np.ndarray | None, rows: int) -> np.ndarray:
     """Bool [rows] for an array that is flattened to rows, the samples outermost: the rows of held-out samples.
 
-    Where rows cannot be told apart by sample, or there is one sample alone, the last in SHARE of the rows.
+    Where rows cannot be told apart by sample the last in SHARE of the rows, or one of fewer, but never the only one.
     """
-    if samples is not None and len(samples) and rows % len(samples) == 0 and (len(samples) > 1 or samples.any()):
+    if samples is not None and len(samples) and rows % len(samples) == 0:
         return np.repeat(samples, rows // len(samples))
-    return np.arange(rows) >= rows - max(rows // SHARE, 1)
+    return np.arange(rows) >= rows - (max(rows // SHARE, 1) if rows > 1 else 0)
 
 
 def _samples(feeds: Feeds) -> int:

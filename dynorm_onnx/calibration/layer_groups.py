@@ -12,6 +12,7 @@ from dynorm_onnx.calibration.norms import norm_point
 from dynorm_onnx.calibration.plan import SolvePoint, order_points, value_stages
 from dynorm_onnx.graph.linear import LinearLayer, find_linear_layers
 from dynorm_onnx.graph.lower import LoweredNorm
+from dynorm_onnx.graph.sizes import sized_by_values
 
 log = logging.getLogger(__name__)
 
@@ -59,15 +60,22 @@ def group_layers(
 ) -> tuple[list[LayerGroup], tuple[str, ...]]:
     """The groups of layers that a norm can change, and notes on those that are left alone."""
     found = find_linear_layers(graph)
-    notes = _left_notes(found.left)
+    left = dict(found.left)
     points = [norm_point(norm) for norm in norms]
+    sizes = sized_by_values(graph, [norm.y for norm in norms])
     behind = value_stages(graph, points)
     together: dict[tuple[str, int], list[LinearLayer]] = {}
-    for layer in found.layers:
+    for layer in (*found.layers, *found.on_grid):
         if behind[str(layer.x.name)] <= 0:
             continue  # its input is the same in both models
+        if layer.x in sizes:
+            left[layer.label] = (
+                f"how many tokens it sees follows from values ({sizes[layer.x]}), so that those of the original and of "
+                "the converted model cannot be paired"
+            )
+            continue
         if _bytes_of_sums(layer) > GRAM_LIMIT:
-            notes.append(f"{layer.label} is left as it is: its {layer.inputs} inputs are too many to sum up")
+            left[layer.label] = f"its {layer.inputs} inputs are too many to sum up"
             continue
         together.setdefault((str(layer.x.name), layer.feature_axis), []).append(layer)
     members = [tuple(layers) for layers in together.values()]
@@ -78,7 +86,7 @@ def group_layers(
         LayerGroup(layers, frozenset(_writers(layers, stages, place[_group_name(layers)])), evenness)
         for layers in members
     ]
-    return groups, tuple(notes)
+    return groups, tuple(_left_notes(left))
 
 
 def _writers(layers: Sequence[LinearLayer], stages: dict[str, int], place: int) -> Iterator[str]:

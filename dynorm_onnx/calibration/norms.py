@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -14,7 +15,7 @@ from dynorm_onnx.calibration.fit_rows import Leeway, fit_rows, told
 from dynorm_onnx.calibration.held_out import held_out_samples
 from dynorm_onnx.calibration.plan import SolvePoint
 from dynorm_onnx.calibration.rows import Rows
-from dynorm_onnx.calibration.stages import Activations, StageRunner
+from dynorm_onnx.calibration.stages import Activations, StageRunner, require_pairs
 from dynorm_onnx.calibration.weights import weights_of_batches
 from dynorm_onnx.errors import DataError
 from dynorm_onnx.functions import Function
@@ -85,9 +86,9 @@ def norm_solvers(
     def solver(norm: LoweredNorm) -> Solver:
         def solve(converted: ir.Model, activations: Callable[[], Iterator[Activations]]) -> None:
             try:
-                fitted = fit_rows(
-                    function, norm.kind, norm.epsilon, lambda: rows_of_norm(norm, activations), leeway[norm.site_name]
-                )
+                rows = functools.partial(rows_of_norm, norm, activations)
+                own, dtype = leeway[norm.site_name], norm.dtype.numpy()
+                fitted = fit_rows(function, norm.kind, norm.epsilon, rows, own, dtype)
             except DataError as error:
                 raise DataError(f"{norm.site_name}: {error}") from error
             log.info("%s: %s", norm.site_name, told(fitted))
@@ -109,6 +110,7 @@ def rows_of_norm(norm: LoweredNorm, activations: Callable[[], Iterator[Activatio
     """What the norm's fit sees: the converted model's x, the original's y."""
     x, y = str(norm.x.name), str(norm.y.name)
     for batch in activations():
+        require_pairs(norm.site_name, batch.original[y], batch.converted[x])
         yield Rows.of(batch.converted[x], batch.original[y], batch.token_weights, batch.held_out)
 
 

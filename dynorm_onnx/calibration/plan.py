@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from dynorm_onnx.graph.fixed import RANDOM
+from dynorm_onnx.graph.fixed import constant_values
 from dynorm_onnx.graph.reads import inputs_of
 
 CONSTANT = -1
@@ -66,14 +66,16 @@ def value_stages(graph: ir.Graph, points: Sequence[SolvePoint]) -> dict[str, int
     the same. An input with a default is CONSTANT: calibration feeds nothing for it.
     """
     point_of = {node: place for place, point in enumerate(order_points(graph, points)) for node in point.nodes}
-    stages = {str(name): CONSTANT for name in graph.initializers}
+    constant = constant_values(graph)
+    stages = {str(value.name): CONSTANT for value in constant}
     stages |= {str(value.name): 0 for value in graph.inputs if not value.is_initializer()}
     for node in graph:
-        stage = max((stages[str(value.name)] for value in inputs_of(node)), default=CONSTANT)
         if node in point_of:
             stage = point_of[node] + 1
-        elif node.op_type in RANDOM:
-            stage = max(stage, 0)
+        elif constant.issuperset(node.outputs):
+            continue
+        else:
+            stage = max((0, *(stages[str(value.name)] for value in inputs_of(node))))
         stages.update({str(output.name): stage for output in node.outputs if output.name})
     return stages
 

@@ -21,8 +21,9 @@ from dynorm_onnx.calibration.last_layer import fit_logits_layer, is_too_large
 from dynorm_onnx.calibration.layer_groups import EVENNESS, LayerGroup, group_layers, group_point
 from dynorm_onnx.calibration.layer_sums import gather
 from dynorm_onnx.calibration.norms import Calibrated, Solver, norm_solvers, solve_in_order
+from dynorm_onnx.calibration.on_grid import round_to_grid
 from dynorm_onnx.calibration.plan import SolvePoint
-from dynorm_onnx.calibration.ridge import Ridge, solve_ridges
+from dynorm_onnx.calibration.ridge import Equations, Ridge, solve_ridges
 from dynorm_onnx.calibration.stages import Activations
 from dynorm_onnx.calibration.store import WeightStore
 from dynorm_onnx.calibration.tail import Tail, TailWeights, find_tail, fit_tail
@@ -50,12 +51,14 @@ def reconstruct(
     coupled = any(own.most_coupled for own in leeway.values())
     groups, notes = group_layers(lowered.graph, norms, None if coupled else EVENNESS)
     logits = signature(lowered).logits
-    tail = find_tail([layer for group in groups for layer in group.layers], norms, logits)
+    if not groups and notes:
+        notes += ("no linear layer could be re-fitted: the result is that of --method fit",)
+    free = [layer for group in groups for layer in group.layers if layer.grid is None]
+    tail = find_tail(free, norms, logits)
     notes += tuple(
         f"{layer.label} is fitted by least squares alone: {layer.inputs} x {layer.outputs} weights are too many to "
         "search for the least KL"
-        for group in groups
-        for layer in group.layers
+        for layer in free
         if _makes(logits, layer) and is_too_large(layer)
     )
     fits: dict[str, Fit] = {}
@@ -93,8 +96,11 @@ def solve_group(
     The layer whose output is `logits` is then fitted to the distribution that they stand for.
     """
     solved: dict[str, np.ndarray] = {}
-    for layer, ridge in _solve_ridges(group, activations):
+    for layer, ridge, equations in _solve_ridges(group, activations):
         log.info("%s: lambda %s", layer.label, ridge.strength)
+        if layer.grid is not None:
+            solved.update(_of_its_grid(layer, ridge, *equations))
+            continue
         weights = layer.parameters() + ridge.correction
         changed = ridge.strength is not None
         if _makes(logits, layer) and not is_too_large(layer):
@@ -103,6 +109,17 @@ def solve_group(
         if changed:
             solved.update(layer.stored_parameters(weights))
     return solved
+
+
+def _of_its_grid(layer: LinearLayer, ridge: Ridge, training: Equations, held_out: Equations) -> dict[str, np.ndarray]:
+    """New values of a layer with quantised weights; none where held-out tokens gain nothing once they are rounded."""
+    if layer.matrix_grid is None or ridge.strength is None:
+        return {}
+    start = layer.parameters()
+    rounded = round_to_grid(start + ridge.correction, layer.matrix_grid, training.products(), ridge.strength)
+    gained = held_out.error_change(rounded - start) < 0
+    log.info("%s: %s", layer.label, "rounded to its grid" if gained else "as it was, for rounding leaves no gain")
+    return layer.stored_parameters(rounded) if gained else {}
 
 
 def _solve_tail(
@@ -127,14 +144,15 @@ def _solve_tail(
 
 def _solve_ridges(
     group: LayerGroup, activations: Callable[[], Iterator[Activations]]
-) -> Iterator[tuple[LinearLayer, Ridge]]:
-    """Every layer with its solution; layers with a bias and those without have different features."""
+) -> Iterator[tuple[LinearLayer, Ridge, tuple[Equations, Equations]]]:
+    """Every layer with its solution and what was solved; those with a bias and those without have other features."""
     parts = gather(group, activations)
     for has_bias in (False, True):
         alike = [layer for layer in group.layers if (layer.bias is not None) is has_bias]
         if alike:
             training, held_out = ([part.of_layer(layer) for layer in alike] for part in parts)
-            yield from zip(alike, solve_ridges(training, held_out, cautious=group.evenness is None), strict=True)
+            ridges = solve_ridges(training, held_out, cautious=group.evenness is None)
+            yield from zip(alike, ridges, zip(training, held_out, strict=True), strict=True)
 
 
 def _makes(logits: str | None, layer: LinearLayer) -> bool:

@@ -49,6 +49,9 @@ class Equations(Protocol):
     def solve(self, strength: float) -> np.ndarray:
         """The correction [K, N] for one lambda."""
 
+    def products(self) -> np.ndarray:
+        """F^T F, [K, K] float64."""
+
     def error_change(self, correction: np.ndarray) -> float:
         """By how much the correction changes the squared error on this data; negative is better."""
 
@@ -85,6 +88,10 @@ class NormalSums:
     def solve(self, strength: float) -> np.ndarray:
         """See Equations."""
         return _solve_shifted(self.gram, strength * np.trace(self.gram) / len(self.gram), self.cross)
+
+    def products(self) -> np.ndarray:
+        """See Equations."""
+        return self.gram
 
     def error_change(self, correction: np.ndarray) -> float:
         """See Equations."""
@@ -126,6 +133,10 @@ class TokenRows:
         products = (self.features @ self.features.T).astype(np.float64)
         shift = strength * np.trace(products) / self.features.shape[1]
         return self.features.T @ _solve_shifted(products, shift, self.target).astype(np.float32)
+
+    def products(self) -> np.ndarray:
+        """See Equations."""
+        return (self.features.T @ self.features).astype(np.float64)
 
     def error_change(self, correction: np.ndarray) -> float:
         """See Equations."""

@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from dynorm_onnx.calibration.plan import Plan, SolvePoint, Stage, make_plan
+from dynorm_onnx.errors import ModelError
 from dynorm_onnx.graph.pieces import part_of_model
 from dynorm_onnx.runtime.activations import ActivationStore
 from dynorm_onnx.runtime.arrays import Feeds, run
@@ -33,6 +34,16 @@ class Activations:
     converted: dict[str, np.ndarray]
     token_weights: np.ndarray | None  # [batch, length], see weights.py
     held_out: np.ndarray | None = None  # bool [batch], see held_out.py
+
+
+def require_pairs(name: str, original: np.ndarray, converted: np.ndarray) -> None:
+    """Raises ModelError where two arrays cannot be compared row by row."""
+    if original.shape != converted.shape:
+        raise ModelError(
+            f"{name}: its tokens cannot be paired by position, for there are as many as values say: its shape is "
+            f"{list(original.shape)} in the original and {list(converted.shape)} in the converted model; "
+            "--keep the norms from there on"
+        )
 
 
 class StageRunner:
@@ -83,15 +94,15 @@ class StageRunner:
                 progress(self._stage + 1, total)
 
     def activations(self) -> Iterator[Activations]:
-        """What the current point asked for, batch by batch."""
+        """What the current point asked for, batch by batch. Raises ModelError where a value that was asked of both
+        models has another shape in the converted one."""
         point = self._plan.points[self._stage]
         for batch in range(len(self._batches)):
-            yield Activations(
-                {name: self._value("original", batch, name) for name in point.original},
-                {name: self._value("converted", batch, name) for name in point.converted},
-                self._token_weights[batch],
-                self._held_out[batch],
-            )
+            original = {name: self._value("original", batch, name) for name in point.original}
+            converted = {name: self._value("converted", batch, name) for name in point.converted}
+            for name in original.keys() & converted.keys():
+                require_pairs(name, original[name], converted[name])
+            yield Activations(original, converted, self._token_weights[batch], self._held_out[batch])
 
     def _run(self, which: str, stage: Stage) -> None:
         if not stage.outputs:

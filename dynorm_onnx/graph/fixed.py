@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from dynorm_onnx.graph.reads import inputs_of
+
 RANDOM = frozenset(
     {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial"}
 )
@@ -36,3 +38,14 @@ def fixed_tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
     if value is None or value.is_graph_input():
         return None
     return ir.convenience.get_const_tensor(value)
+
+
+def constant_values(graph: ir.Graph) -> set[ir.Value]:
+    """The values that nothing fed for an input without a default changes, of a graph whose nodes are in topological
+    order: the initializers, and what follows from them alone. What is drawn at random is none of them.
+    """
+    found = set(graph.initializers.values())
+    for node in graph:
+        if node.op_type not in RANDOM and found.issuperset(inputs_of(node)):
+            found.update(node.outputs)
+    return found

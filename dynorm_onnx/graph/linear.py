@@ -1,7 +1,8 @@
 """Linear layers with constant weights: y = x W + b, however they are spelled.
 
 MatMul with the constant on either side, Gemm with any flags, FusedMatMul, 1x1 Conv and the packed
-projection of com.microsoft::Attention; a bias Add that follows belongs to the layer.
+projection of com.microsoft::Attention; a bias Add that follows belongs to the layer. Weights behind DequantizeLinear
+are layers too, told apart.
 """
 
 from __future__ import annotations
@@ -12,16 +13,13 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
-from dynorm_onnx.graph.fixed import is_fixed
+from dynorm_onnx.graph.fixed import constant_values, is_fixed
 from dynorm_onnx.graph.layer_label import layer_label
 from dynorm_onnx.graph.lower.lowered_norm import sum_operands
+from dynorm_onnx.graph.quantised import HELD, Grid, dequantised, made_from
 from dynorm_onnx.graph.reads import inputs_of
 
 FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
-QUANTISED = frozenset(
-    {"MatMulNBits", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QLinearMatMul", "QGemm",
-     "MatMulBnb4", "QAttention", "ConvInteger", "QLinearConv"}
-)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -52,6 +50,7 @@ class LinearLayer:
     nodes: tuple[ir.Node, ...]  # the node, and the Add of the bias
     y: ir.Value | None  # behind the bias; None where it stays inside the operator
     residual: Residual | None
+    grid: Grid | None = None  # of the weight's data, whole numbers, where it is quantised
 
     @property
     def label(self) -> str:
@@ -71,9 +70,15 @@ class LinearLayer:
     def matrix(self) -> np.ndarray:
         """The weight as [in, out] float64, scale included."""
         assert self.weight.const_value is not None
-        array = self.weight.const_value.numpy().astype(np.float64)
+        stored = self.weight.const_value.numpy()
+        array = stored.astype(np.float64) if self.grid is None else self.grid.values(stored)
         array = array.reshape(array.shape[:2])
         return self.scale * (array.T if self.transposed else array)
+
+    @property
+    def matrix_grid(self) -> Grid | None:
+        """The values that matrix() may have; None where they may be any."""
+        return None if self.grid is None else self.grid.oriented(self.scale, transposed=self.transposed)
 
     def offset(self) -> np.ndarray:
         """The bias as [out] float64, scale included; zeros where there is none."""
@@ -90,7 +95,10 @@ class LinearLayer:
         """What parameters() gave (changed), by initializer, each in its own type and shape."""
         assert self.weight.const_value is not None
         matrix = parameters[: self.inputs] / self.scale
-        arrays = {self.name: _like(self.weight.const_value, matrix.T if self.transposed else matrix)}
+        data = matrix.T if self.transposed else matrix
+        if self.grid is not None:
+            data = self.grid.whole(data).astype(np.int16)  # 4-bit types are made of whole numbers alone
+        arrays = {self.name: _like(self.weight.const_value, data)}
         if self.bias is not None and self.bias.const_value is not None:
             offset = parameters[self.inputs] / self.bias_scale
             arrays[str(self.bias.name)] = _like(self.bias.const_value, offset)
@@ -99,10 +107,12 @@ class LinearLayer:
 
 @dataclasses.dataclass(frozen=True)
 class LinearLayers:
-    """The layers of a graph in its order, and by name why others with constant weights are left alone."""
+    """The layers of a graph in its order, those whose weights are on a grid apart, and by name why others with constant
+    weights are left alone."""
 
     layers: tuple[LinearLayer, ...]
     left: dict[str, str]
+    on_grid: tuple[LinearLayer, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,17 +131,24 @@ class _Spelling:
 def find_linear_layers(graph: ir.Graph) -> LinearLayers:
     """All linear layers of the graph itself (not of bodies of If or Loop)."""
     readers = _reader_counts(graph)
+    constants = constant_values(graph)
     layers: list[LinearLayer] = []
+    on_grid: list[LinearLayer] = []
     left: dict[str, str] = {}
     for node in graph:
         if (turned := _turned_weight(node)) is not None:
             left[str(turned.name)] = _unfit(turned, readers) or "the weight is transposed where the model runs"
             continue
-        if node.op_type in QUANTISED:
+        if node.op_type in HELD:
             left[node.name or str(node.outputs[0].name)] = f"{node.op_type}: its weights are quantised"
+            continue
+        if (made := _on_grid(node, readers)) is not None:
+            on_grid.append(made)
             continue
         spelling = _spelling(node)
         if spelling is None:
+            if (why := _computed(node, constants)) is not None:
+                left[node.name or str(node.outputs[0].name)] = why
             continue
         weight = node.inputs[spelling.weight]
         assert weight is not None
@@ -140,7 +157,32 @@ def find_linear_layers(graph: ir.Graph) -> LinearLayers:
             left[str(weight.name)] = reason
             continue
         layers.append(_layer(node, spelling, readers))
-    return LinearLayers(tuple(layers), left)
+    return LinearLayers(tuple(layers), left, tuple(on_grid))
+
+
+def _on_grid(node: ir.Node, readers: dict[ir.Value, int]) -> LinearLayer | None:
+    """A MatMul or Gemm whose weight is dequantised from whole numbers that nothing else reads."""
+    operand = node.inputs[1] if len(node.inputs) > 1 else None
+    if node.domain != "" or node.op_type not in ("MatMul", "Gemm") or operand is None:
+        return None
+    found = dequantised(operand)
+    if found is None:
+        return None
+    spelling = _matmul_of_right() if node.op_type == "MatMul" else _gemm_of(node)
+    layer = _layer(node, spelling, readers)
+    transposed = spelling.transposed != found.turned
+    return dataclasses.replace(
+        layer, name=str(found.weight.name), weight=found.weight, transposed=transposed, grid=found.grid
+    )
+
+
+def _computed(node: ir.Node, constants: set[ir.Value]) -> str | None:
+    """How the weight of a product is computed from constants, in words; None where it is not."""
+    if node.op_type not in ("MatMul", "Gemm", "FusedMatMul", "Conv"):
+        return None
+    operands = [value for value in node.inputs[:2] if value is not None]
+    told = [made_from(value, constants) for value in operands]
+    return next((why for why in told if why is not None), None) if None in told else None
 
 
 def _turned_weight(node: ir.Node) -> ir.Value | None:
@@ -186,7 +228,7 @@ def _spelling(node: ir.Node) -> _Spelling | None:
 def _matmul(node: ir.Node) -> _Spelling | None:
     left, right = node.inputs[:2]
     if _is_weight(right):
-        return _Spelling(0, 1, None, -1, transposed=False)
+        return _matmul_of_right()
     if _is_weight(left):  # W x: the features of x are its rows
         return _Spelling(1, 0, None, -2, transposed=True)
     return None
@@ -199,9 +241,15 @@ def _fused_matmul(node: ir.Node) -> _Spelling | None:
     return _Spelling(0, 1, None, -1, transposed=bool(flags["transB"]), scale=_number(node, "alpha"))
 
 
+def _matmul_of_right() -> _Spelling:
+    return _Spelling(0, 1, None, -1, transposed=False)
+
+
 def _gemm(node: ir.Node) -> _Spelling | None:
-    if not _is_weight(node.inputs[1]):
-        return None
+    return _gemm_of(node) if _is_weight(node.inputs[1]) else None
+
+
+def _gemm_of(node: ir.Node) -> _Spelling:
     axis = 0 if _integer(node, "transA") else -1
     bias = 2 if len(node.inputs) > 2 and node.inputs[2] is not None else None
     return _Spelling(0, 1, bias, axis, bool(_integer(node, "transB")), _number(node, "alpha"), _number(node, "beta"))

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+
+import onnx_ir as ir
 
 from dynorm_onnx.errors import NoSiteError, UsageError
+from dynorm_onnx.graph.fixed import constant_values
+from dynorm_onnx.graph.forms.fused import SUM_BIAS
 from dynorm_onnx.graph.norm_site import NearMiss, NormSite, Refusal, SitesFound
+from dynorm_onnx.graph.sizes import sized_by_values
 
 _SHOWN = 3  # near misses and the like in a sentence
 
@@ -54,6 +59,50 @@ def _listed(what: str, findings: Sequence[Refusal | NearMiss]) -> str:
     reasons = "; ".join(f"{finding.name}: {finding.reason}" for finding in findings[:_SHOWN])
     more = f"; and {len(findings) - _SHOWN} more" if len(findings) > _SHOWN else ""
     return f"; {what}: {reasons}{more}"
+
+
+def leave_constants(
+    chosen: Sequence[NormSite], kept: dict[str, str], graph: ir.Graph
+) -> tuple[tuple[NormSite, ...], dict[str, str]]:
+    """The same two without the sites whose input no calibration data changes: it follows from constants, and from
+    inputs with a default. A runtime computes what follows from constants once, when it loads the model.
+
+    `graph` has its nodes in topological order. Raises NoSiteError where no site is left.
+    """
+    constant = constant_values(graph)
+    same = [site for site in chosen if constant.issuperset(_normalised(site))]
+    kept = kept | {site.name: "its input is the same in every run" for site in same}
+    left = tuple(site for site in chosen if site not in same)
+    if not left:
+        names = ", ".join(site.name for site in same[:3])
+        raise NoSiteError(f"the inputs of all norms are the same in every run ({names}): they cost nothing as they are")
+    return left, kept
+
+
+def _normalised(site: NormSite) -> Iterable[ir.Value]:
+    """What the norm's input is made of: its x, or what goes in where x exists only inside the operator."""
+    if site.x is not None:
+        return (site.x,)
+    node = site.nodes[0]
+    summands = {0, 1, SUM_BIAS[node.op_type]} if node.op_type in SUM_BIAS else range(len(node.inputs))
+    return [value for place, value in enumerate(node.inputs) if place in summands and value is not None]
+
+
+def leave_unpaired(
+    chosen: Sequence[NormSite], kept: dict[str, str], graph: ir.Graph
+) -> tuple[tuple[NormSite, ...], dict[str, str]]:
+    """The same two without the sites that see as many tokens as values say which the other sites change: a token of the
+    original has no counterpart by which a function could be fitted. (The first site is never one of them.)
+    """
+    sizes = sized_by_values(graph, (output for site in chosen for node in site.nodes for output in node.outputs))
+    first = {site.name: next(iter(_normalised(site)), None) for site in chosen}
+    why = {name: sizes[x] for name, x in first.items() if x in sizes}
+    kept = kept | {
+        name: f"how many tokens it sees follows from values ({by}) that the norms before it change, so that its tokens "
+        "in the original and in the converted model cannot be paired"
+        for name, by in why.items()
+    }
+    return tuple(site for site in chosen if site.name not in why), kept
 
 
 def matcher(knob: str, pattern: str) -> Callable[[str], bool]:

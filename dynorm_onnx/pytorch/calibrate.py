@@ -157,7 +157,7 @@ class _Tokens:
     """By batch, the weights of its tokens and which of its samples are held out."""
 
     weights: Sequence[np.ndarray | None]
-    held_out: Sequence[np.ndarray]
+    held_out: Sequence[np.ndarray | None]
 
     def rows(self, batch: int, x: torch.Tensor, target: torch.Tensor) -> Rows:
         return Rows.of(_numpy(x), _numpy(target), self.weights[batch], self.held_out[batch])

@@ -13,7 +13,7 @@ from dynorm_onnx.graph.fold import NO_FOLDS, Folds
 from dynorm_onnx.graph.norm_site import NormSite, SitesFound
 from dynorm_onnx.progress import StepClock, peak_memory_mib
 from dynorm_onnx.report.model import CalibrationSummary, Report, SiteReport
-from dynorm_onnx.report.verdict import badly_fitted, judge
+from dynorm_onnx.report.verdict import badly_fitted, failed_training, judge
 from dynorm_onnx.runtime.timing import Timing
 from dynorm_onnx.runtime.validate import Validation
 
@@ -52,7 +52,8 @@ def build_report(
         timing=timing,
         changed_initializers=_changed(calibrated, folds),
         folds=folds,
-        warnings=(*notes, *_warnings(data if calibrated else None, calibrated, validation), *badly_fitted(sites)),
+        alarms=(*badly_fitted(sites), *failed_training(distillation)),
+        warnings=(*notes, *_warnings(data if calibrated else None, calibrated, validation)),
         seconds=dict(clock.seconds),
         peak_memory_mib=round(peak_memory_mib(), 1),
     )

@@ -33,6 +33,8 @@ def print_report(report: Report, console: Console) -> None:
         console.print(Text(report.verdict.sentence, style="bold red"), soft_wrap=True)
         for line in report.verdict.advice:
             console.print(Text(f"  try {line}"), soft_wrap=True)
+    for alarm in report.alarms:
+        console.print(Text(f"warning: {alarm}", style="bold yellow"), soft_wrap=True)
     counts = Counter(site.status for site in report.sites)
     told = ", ".join(f"{count} {status}" for status, count in counts.items())
     arrow = "→" if console.encoding.startswith("utf") else "->"
@@ -71,6 +73,7 @@ def _distillation(run: Mapping[str, Any], arrow: str) -> str:
         f"distilled on {run['tokens']:,} tokens in {run['steps']} steps "
         f"({run['train']} parameters, {run['precision']}), "
         f"loss {losses[0]:.4f} {arrow} {losses[-1]:.4f}, {run['seconds']:.0f} s"
+        + ("" if run.get("kept", True) else ": nothing of it is kept")
     )
 
 
@@ -181,7 +184,7 @@ def _on_calibration(validation: Validation) -> Iterator[tuple[str, str, str]]:
 
 def _timing(report: Report) -> Table:
     table = Table(title="Time of one batch in ONNX Runtime", title_justify="left")
-    for heading in ("variant", "provider", "median ms", "p10", "p90", "speed against original-fused"):
+    for heading in ("variant", "provider", "runs", "median ms", "p10", "p90", "speed against original-fused"):
         table.add_column(heading, justify="left" if heading in ("variant", "provider") else "right")
     fused, plain = (_median(report, variant) for variant in ("original-fused", "original"))
     if fused and plain and fused < WORTH_FUSING * plain and report.optimize == "none":
@@ -189,7 +192,8 @@ def _timing(report: Report) -> Table:
         table.caption_justify = "left"
     for t in report.timing:
         ratio = f"{fused / t.median_ms:.2f}x" if fused else ""
-        table.add_row(t.variant, t.provider, f"{t.median_ms:.3f}", f"{t.p10_ms:.3f}", f"{t.p90_ms:.3f}", ratio)
+        milliseconds = (f"{time:.3f}" for time in (t.median_ms, t.p10_ms, t.p90_ms))
+        table.add_row(t.variant, t.provider, f"{t.runs:,}", *milliseconds, ratio)
     return table
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -105,6 +106,7 @@ class Report:
     distillation: Mapping[str, Any] | None = None  # the JSON object of the training, None without
     validation: Validation | None = None
     verdict: Verdict | None = None  # None where it was not validated
+    alarms: tuple[str, ...] = ()  # warnings that come first
     timing: tuple[Timing, ...] = ()
     changed_initializers: tuple[str, ...] = ()
     folds: Folds = NO_FOLDS
@@ -113,8 +115,8 @@ class Report:
     peak_memory_mib: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """The JSON object that the README documents; only plain Python types."""
-        return {
+        """The JSON object that the README documents; only plain Python types, and null for what is no finite number."""
+        shown = {
             "model": str(self.model),
             "output": str(self.output) if self.output else None,
             "to": self.to,
@@ -126,6 +128,7 @@ class Report:
             "calibration": dataclasses.asdict(self.calibration) if self.calibration else None,
             "distillation": dict(self.distillation) if self.distillation else None,
             "verdict": self.verdict.as_dict() if self.verdict else None,
+            "alarms": list(self.alarms),
             "validation": self.validation.as_dict() if self.validation else None,
             "timing": [timing.as_dict() for timing in self.timing],
             "changed_initializers": list(self.changed_initializers),
@@ -138,10 +141,20 @@ class Report:
             "seconds": {step: round(value, 3) for step, value in self.seconds.items()},
             "peak_memory_mib": self.peak_memory_mib,
         }
+        return {name: _finite(value) for name, value in shown.items()}
 
     def with_status(self, status: Status) -> tuple[SiteReport, ...]:
         """The sites of one status."""
         return tuple(site for site in self.sites if site.status == status)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity."""
+    if isinstance(value, Mapping):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _spread(array: np.ndarray) -> dict[str, float]:

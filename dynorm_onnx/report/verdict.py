@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import glob
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from dynorm_onnx.calibration.leeway import MOST_COUPLED
 from dynorm_onnx.config import ConvertConfig
@@ -59,6 +60,17 @@ def badly_fitted(sites: Sequence[SiteReport]) -> tuple[str, ...]:
     return (f"the function misses over half of what the norm puts out at {named}{more}",)
 
 
+def failed_training(run: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """A warning where a distillation has made the model worse; `run` is its JSON object."""
+    if run is None or run.get("kept", True):
+        return ()
+    first, last = (run["losses"][place]["loss"] for place in (0, -1))
+    return (
+        f"the distillation ended with a loss of {last:.4g} and had begun with {first:.4g}: nothing of it is kept; a "
+        "smaller --learning-rate, or more --steps, may help",
+    )
+
+
 def _not_finite(validation: Validation) -> Iterator[str]:
     if not validation.is_finite:
         yield "it yields NaN or infinity where the original does not"
@@ -101,8 +113,13 @@ def _classes(validation: Validation) -> Iterator[str]:
             yield f"output {name}: the class changes for {changed}, more than {100 * CLASS_CHANGES:.0f} %"
 
 
+def _shapes(validation: Validation) -> Iterator[str]:
+    if validation.other_shapes and not validation.outputs:
+        yield f"no output has the shape of the original's: {', '.join(validation.other_shapes)}"
+
+
 RULES: tuple[Callable[[Validation], Iterator[str]], ...] = (
-    _not_finite, _loss, _top1, _classes, _cosine, _relative_error,
+    _not_finite, _shapes, _loss, _top1, _classes, _cosine, _relative_error,
 )  # fmt: skip
 
 

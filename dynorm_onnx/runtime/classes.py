@@ -22,14 +22,16 @@ _UNIT_LENGTH = 1e-3  # how far from 1 the length of a normalised embedding may b
 def tells_classes(name: str, array: np.ndarray, samples: int) -> Telling | None:
     """How the output `name` of one batch of so many samples tells classes; None where it does not seem to.
 
-    [samples, 1] within 0 and 1 is one probability, [samples, n >= 2] scores, unless the name is that of an embedding
-    or all rows have length 1.
+    [samples, 1] within 0 and 1 is one probability, and so are [samples] and [samples, frames, 1]; [samples, n >= 2] are
+    scores, unless the name is that of an embedding or all rows have length 1.
     """
-    if array.ndim != 2 or array.shape[0] != samples or not array.size or not is_float(array):
+    if not 1 <= array.ndim <= 3 or array.shape[0] != samples or not array.size or not is_float(array):
         return None
     wide = np.asarray(array, np.float64)
-    if array.shape[1] == 1:
+    if array.ndim == 1 or array.shape[-1] == 1:
         return "probability" if np.all((wide >= 0) & (wide <= 1)) else None
+    if array.ndim == 3:
+        return None
     if any(word in name.lower() for word in _NO_CLASSES):
         return None
     normalised = np.all(np.abs(np.linalg.norm(wide, axis=1) - 1) < _UNIT_LENGTH) and np.any(wide < 0)
@@ -37,8 +39,9 @@ def tells_classes(name: str, array: np.ndarray, samples: int) -> Telling | None:
 
 
 def same_classes(telling: Telling, original: np.ndarray, converted: np.ndarray) -> np.ndarray:
-    """Bool [samples]: whether the class is the same; it is not where the conversion made NaN."""
-    a, b = np.asarray(original, np.float64), np.asarray(converted, np.float64)
+    """Bool [samples], or [samples x frames]: whether the class is the same; it is not where the conversion made NaN."""
+    width = 1 if telling == "probability" else original.shape[-1]
+    a, b = (np.asarray(array, np.float64).reshape(-1, width) for array in (original, converted))
     same = (
         (a > 0.5) == (b > 0.5) if telling == "probability" else a.argmax(1, keepdims=True) == b.argmax(1, keepdims=True)
     )

@@ -19,6 +19,7 @@ _LEAST_ROUNDS = 5
 _BURST_SECONDS = 0.05
 _SPIN_SECONDS = 0.05  # for how long worker threads wait for more work before they sleep: 25 to 30 ms were measured
 _LONGEST_BURST = 200
+_FATAL = 4  # ONNX Runtime's log severity
 _GRAPH_ID, _NO_GRAPH = "gpu_graph_id", "-1"  # ONNX Runtime's run option: which captured CUDA graph a run belongs to
 _graph_ids = itertools.count(1)
 
@@ -49,8 +50,9 @@ def bind(session: Any, feeds: Mapping[str, Any], provider: str = "cpu") -> Calla
     """A function that runs the session once on these feeds.
 
     Inputs lie on the provider's device and the outputs of the first run are written over by those that
-    follow: what is timed is neither copying nor allocating. A run ends when the device has finished. Feeds are
-    arrays, or OrtValues that lie on the device already; those that the model has no input for are not used. Strings and
+    follow: what is timed is neither copying nor allocating. Where outputs change their size from run to run, as they
+    may with random numbers, each run allocates them. A run ends when the device has finished. Feeds are arrays, or
+    OrtValues that lie on the device already; those that the model has no input for are not used. Strings and
     sequences cannot be bound: with them the session runs unbound, and copies are timed too. In a session with the
     provider option enable_cuda_graph, the function's runs replay a graph of their own.
 
@@ -71,18 +73,24 @@ def bind(session: Any, feeds: Mapping[str, Any], provider: str = "cpu") -> Calla
     names = [output.name for output in session.get_outputs()]
     for name in names:
         binding.bind_output(name, provider)
-    try:
-        session.run_with_iobinding(binding, _run_options(_NO_GRAPH))
-    except Exception as error:  # ONNX Runtime's exceptions have no common base class
-        raise ModelError(f"the model cannot be timed, for it fails: {first_line(error)}") from error
+    _run_once(session, binding, _run_options(_NO_GRAPH))
     for name, value in zip(names, binding.get_outputs(), strict=True):
         if value.is_tensor():
             binding.bind_ortvalue_output(name, value)
 
     options = _run_options(str(next(_graph_ids)))
+    fresh: list[str] = []  # outputs that each run allocates
 
     def run_bound(_kept: object = values) -> None:  # a binding does not keep the memory of arrays alive
-        session.run_with_iobinding(binding, options)
+        for name in fresh:
+            binding.bind_output(name, provider)
+        try:
+            _run_once(session, binding, options)
+        except ModelError:
+            if fresh:
+                raise
+            fresh.extend(names)
+            run_bound()
 
     return run_bound
 
@@ -105,10 +113,18 @@ def _is_feed(feed: Any) -> bool:
     return isinstance(feed, list | np.ndarray)
 
 
+def _run_once(session: Any, binding: Any, options: Any) -> None:
+    try:
+        session.run_with_iobinding(binding, options)
+    except Exception as error:  # ONNX Runtime's exceptions have no common base class
+        raise ModelError(f"the model cannot be timed, for it fails: {first_line(error)}") from error
+
+
 def _run_options(graph: str) -> Any:
     """Options of runs that capture or replay the CUDA graph of this number; sessions without graphs ignore it."""
     options = onnxruntime().RunOptions()
     options.add_run_config_entry(_GRAPH_ID, graph)
+    options.log_severity_level = _FATAL  # what fails is raised too
     return options
 
 
@@ -132,7 +148,8 @@ def time_variants(
         variants: onnxruntime.InferenceSessions by name.
         feeds: the inputs of all variants.
         provider: the device that inputs and outputs lie on, "cpu" or "cuda".
-        seconds: about how long to take per variant, pauses included; at least five rounds are made.
+        seconds: about how long to take per variant, pauses included; at least five rounds are made, of one run each
+            where `seconds` leaves no more.
 
     Returns:
         A Timing per variant, in the order given.

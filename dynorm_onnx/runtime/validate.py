@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dynorm_onnx.errors import DataError, ModelError
+from dynorm_onnx.errors import DataError
 from dynorm_onnx.runtime.arrays import Feeds, is_float
 from dynorm_onnx.runtime.classes import Telling, tells_classes
 from dynorm_onnx.runtime.logits import CausalProbe, LogitsOutput, kept_positions, logits_output, token_input
@@ -34,6 +34,7 @@ class Validation:
     logits: str | None = None  # the name of that output
     on_calibration: Validation | None = None  # the same of a sample of what the model was calibrated on
     left_out: tuple[str, ...] = ()  # outputs that could not be compared, each with what it is: "ids (int64)"
+    other_shapes: tuple[str, ...] = ()  # outputs of another shape than the original's: "y (in 2 of 3 batches: ...)"
 
     @property
     def is_finite(self) -> bool:
@@ -54,7 +55,9 @@ class Validation:
 
     @property
     def largest_error(self) -> float:
-        """The largest relative error of an output."""
+        """The largest relative error of an output; infinite where one has another shape."""
+        if self.other_shapes:
+            return math.inf
         return max((error.relative_error for error in self.outputs.values()), default=0.0)
 
     @property
@@ -72,6 +75,11 @@ class Validation:
             )
         if self.left_out:
             found.append(f"not compared, for they hold no floats: {', '.join(self.left_out)}")
+        if self.other_shapes:
+            found.append(
+                "not compared, for how large they are follows from values and their shapes are not the original's: "
+                + ", ".join(self.other_shapes)
+            )
         times = self.times_worse_than_on_calibration
         if times is not None and times > APART:
             measure = "KL" if self.quality is not None else "relative error"
@@ -95,6 +103,8 @@ class Validation:
         }
         if self.left_out:
             shown["left_out"] = list(self.left_out)
+        if self.other_shapes:
+            shown["other_shapes"] = list(self.other_shapes)
         if self.quality is not None:
             shown |= _quality_dict(self.quality)
         if self.on_calibration is not None:
@@ -179,8 +189,9 @@ def validate(
     tokens: TokenSums | None = None
     logits: LogitsOutput | None = None
     causal = False
+    shapes = _Shapes(len(batches))
     for number, (feeds, before, after) in enumerate(zip(batches, befores, afters, strict=True)):
-        _require_shapes(before, after)
+        differ = shapes.differ(before, after)
         if number == 0:
             logits = logits_output(feeds, before, vocabulary)
             causal = logits is not None and probe is not None and probe.is_passed(probed, logits)
@@ -188,10 +199,10 @@ def validate(
             telling = _telling(feeds, before, logits)
         kept = kept_positions(feeds)
         others |= {name: f"{name} ({_kind(array)})" for name, array in before.items() if not _holds_floats(array)}
-        for name in (name for name, array in before.items() if _comparable(array)):
+        for name in (name for name, array in before.items() if _comparable(array) and name not in differ):
             sums = OutputSums.of(before[name], after[name], kept, telling.get(name))
             outputs[name] = outputs[name].merge(sums) if name in outputs else sums
-        if logits is not None:
+        if logits is not None and logits.name not in differ:
             labels = feeds[logits.tokens] if causal else None
             part = TokenSums.of(before[logits.name], after[logits.name], kept, labels)
             tokens = part if tokens is None else tokens.merge(part)
@@ -200,7 +211,8 @@ def validate(
     errors = {name: sums.error() for name, sums in outputs.items()}
     quality = tokens.quality() if tokens is not None else None
     made_logits = logits.name if logits is not None else None
-    return Validation(samples, errors, quality, made_logits, left_out=tuple(others.values()))
+    left_out = tuple(others.values())
+    return Validation(samples, errors, quality, made_logits, left_out=left_out, other_shapes=shapes.told())
 
 
 def _telling(feeds: Feeds, outputs: Feeds, logits: LogitsOutput | None) -> dict[str, Telling | None]:
@@ -210,11 +222,26 @@ def _telling(feeds: Feeds, outputs: Feeds, logits: LogitsOutput | None) -> dict[
     return {name: tells_classes(name, array, samples) for name, array in others.items() if _comparable(array)}
 
 
-def _require_shapes(before: Feeds, after: Feeds) -> None:
-    for name, array in before.items():
-        if np.shape(array) != np.shape(after[name]):
-            shapes = f"{np.shape(after[name])}, not {np.shape(array)}"
-            raise ModelError(f"output {name!r} of the converted model has shape {shapes} as the original's")
+class _Shapes:
+    """The outputs whose shape is another one in the converted model, gathered batch by batch."""
+
+    def __init__(self, batches: int) -> None:
+        self._batches = batches
+        self._found: dict[str, list[str]] = {}
+
+    def differ(self, before: Feeds, after: Feeds) -> set[str]:
+        """The names of those of one batch."""
+        found = {name for name, array in before.items() if np.shape(array) != np.shape(after[name])}
+        for name in (name for name in found if _holds_floats(before[name])):
+            told = f"{list(np.shape(after[name]))} for {list(np.shape(before[name]))}"
+            self._found.setdefault(name, []).append(told)
+        return found
+
+    def told(self) -> tuple[str, ...]:
+        """Each with the batches where it is so."""
+        return tuple(
+            f"{name} (in {len(told)} of {self._batches} batches: {told[0]})" for name, told in self._found.items()
+        )
 
 
 def _comparable(array: Any) -> bool:

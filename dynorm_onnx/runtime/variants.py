@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,8 +45,24 @@ def make_variants(
     return sessions
 
 
+MOST_SECONDS, LEAST_SECONDS = 2.0, 0.1
+"""Of timing one variant. A tiny model has run some hundred times in the least of it."""
+
+
+def time_within(
+    original: Model, converted: Model, feeds: Feeds, seconds: float, *, provider: Provider = "cpu"
+) -> tuple[Timing, ...]:
+    """The timing rows of a conversion in about so many seconds in all, loading and fusing included, though no fewer
+    than five rounds take, and at most MOST_SECONDS for each variant."""
+    started = time.perf_counter()
+    sessions = make_variants(original, converted, feeds, provider=provider)
+    left = seconds - (time.perf_counter() - started)
+    each = min(max(left / len(sessions), LEAST_SECONDS), MOST_SECONDS)
+    return time_model(sessions, feeds, provider=provider, seconds=each)
+
+
 def time_model(
-    sessions: Mapping[str, Any], feeds: Feeds, *, provider: Provider = "cpu", seconds: float = 2.0
+    sessions: Mapping[str, Any], feeds: Feeds, *, provider: Provider = "cpu", seconds: float = MOST_SECONDS
 ) -> tuple[Timing, ...]:
     """The timing rows of the sessions that make_variants() made, on one batch of feeds."""
     timings = {timing.variant: timing for timing in time_variants(sessions, feeds, provider=provider, seconds=seconds)}

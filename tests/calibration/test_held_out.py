@@ -13,9 +13,12 @@ from dynorm_onnx.calibration.held_out import SHARE, held_out_rows, held_out_samp
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=9))
 def test_one_sample_in_so_many(sizes: list[int]) -> None:
     flags = held_out_samples([{"ids": np.zeros((size, 4), np.int64)} for size in sizes])
-    assert [len(own) for own in flags] == sizes
-    held, total = int(sum(own.sum() for own in flags)), sum(sizes)
-    assert held == (total // SHARE or int(total > 1))
+    if sum(sizes) == 1:
+        assert flags == [None]
+        return
+    assert [len(own) for own in flags if own is not None] == sizes
+    held, total = int(sum(own.sum() for own in flags if own is not None)), sum(sizes)
+    assert held == (total // SHARE or 1)
 
 
 def test_all_rows_of_a_sample_go_together() -> None:
@@ -25,8 +28,16 @@ def test_all_rows_of_a_sample_go_together() -> None:
     np.testing.assert_array_equal(held_out_rows(samples, 3 * 2 * 4), np.repeat(samples, 8))
 
 
-@pytest.mark.parametrize("samples", [None, np.array([False])], ids=["unknown", "one sample"])
-def test_one_sample_alone_gives_its_last_rows(samples: np.ndarray | None) -> None:
-    rows = held_out_rows(samples, 4 * SHARE)
+def test_one_sample_alone_gives_its_last_rows() -> None:
+    rows = held_out_rows(None, 4 * SHARE)
     assert rows.sum() == 4
     assert rows[-4:].all()
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_sample_that_is_not_held_out_is_so_in_a_batch_of_its_own(rows: int) -> None:
+    """A model of batch 1 with a norm behind pooling: one row in a batch, and all but one in SHARE to solve with."""
+    flags = held_out_samples([{"x": np.zeros((1, 5))}] * SHARE)
+    held = [bool(held_out_rows(own, rows).all()) for own in flags]
+    assert held == [False] * (SHARE - 1) + [True]
+    assert held_out_rows(None, 1).tolist() == [False], "the only row is solved with"

@@ -5,11 +5,9 @@ They are no data: whatever their first size is, it counts no samples, and one of
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import onnx_ir as ir
 
-from dynorm_onnx.calibration.plan import CONSTANT, value_stages
+from dynorm_onnx.graph.fixed import constant_values
 
 # operators behind which a weight is still one
 _CARRIED = frozenset(
@@ -34,12 +32,12 @@ def read_as_weights(graph: ir.Graph) -> set[ir.Value]:
     shaped = [value for value in values if _static(value) is not None and not value.is_graph_output()]
     if not shaped:
         return set()
-    stages = value_stages(graph, ())
-    found = {value for value in shaped if _is_weight(value, stages)}
+    constant = constant_values(graph)
+    found = {value for value in shaped if _is_weight(value, constant)}
     return found if len(found) < len(values) else set()
 
 
-def _is_weight(value: ir.Value, stages: Mapping[str, int]) -> bool:
+def _is_weight(value: ir.Value, constant: set[ir.Value]) -> bool:
     pending, seen = [value], {value}
     while pending:
         current = pending.pop()
@@ -49,31 +47,31 @@ def _is_weight(value: ir.Value, stages: Mapping[str, int]) -> bool:
             if node.op_type in _CARRIED and position == 0:
                 pending += [output for output in node.outputs if output not in seen]
                 seen.update(node.outputs)
-            elif not _is_parameter(node, position, value, stages):
+            elif not _is_parameter(node, position, value, constant):
                 return False
     return True
 
 
-def _is_parameter(node: ir.Node, position: int, value: ir.Value, stages: Mapping[str, int]) -> bool:
+def _is_parameter(node: ir.Node, position: int, value: ir.Value, constant: set[ir.Value]) -> bool:
     """Whether `node` reads `value` at this position as a parameter of something that the data decides."""
     shape = _static(value) or ()
     if node.op_type in _PARAMETERS_FROM:
         return position >= _PARAMETERS_FROM[node.op_type]
     if node.op_type in ("MatMul", "Gemm") and position == 1:
-        return len(shape) == 2 and _is_data(node.inputs[0], stages) and not _is_square(node.inputs[0])
+        return len(shape) == 2 and _is_data(node.inputs[0], constant) and not _is_square(node.inputs[0])
     if node.op_type == "Gemm":
         return position == 2
     if node.op_type == "Gather":
-        return position == 0 and len(shape) == 2 and _is_data(node.inputs[1], stages)
+        return position == 0 and len(shape) == 2 and _is_data(node.inputs[1], constant)
     if node.op_type in _ELEMENT_WISE and len(node.inputs) == 2:
         other = node.inputs[1 - position]
         more_axes = other is None or other.shape is None or len(other.shape) > len(shape)
-        return len(shape) <= 1 and more_axes and _is_data(other, stages)
+        return len(shape) <= 1 and more_axes and _is_data(other, constant)
     return False
 
 
-def _is_data(value: ir.Value | None, stages: Mapping[str, int]) -> bool:
-    return value is not None and stages[str(value.name)] != CONSTANT
+def _is_data(value: ir.Value | None, constant: set[ir.Value]) -> bool:
+    return value is not None and value not in constant
 
 
 def _is_square(value: ir.Value | None) -> bool:

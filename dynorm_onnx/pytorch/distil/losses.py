@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -65,8 +65,9 @@ def distance(student: Outputs, teacher: Outputs, mask: Tensor | None, logits: st
         mask: [batch, length], 0 for padding, which counts for nothing.
         logits: the output of logits over a vocabulary, if there is one.
 
-    Raises DataError where both have no output in common.
+    Raises DataError where both have no output in common, or one of another shape.
     """
+    require_shapes(student, teacher, teacher if logits is None else [logits])
     if logits is not None:
         return [kl(student[logits], teacher[logits], mask)]
     both = [name for name in teacher if name in student and teacher[name].numel()]
@@ -76,8 +77,17 @@ def distance(student: Outputs, teacher: Outputs, mask: Tensor | None, logits: st
     return [dataclasses.replace(term, weight=1 / len(both)) for term in terms]
 
 
+def require_shapes(student: Outputs, teacher: Outputs, names: Iterable[str]) -> None:
+    """Raises DataError for an output of these of another shape in the student, as where durations are predicted."""
+    for name in names:
+        if name in student and name in teacher and student[name].shape != teacher[name].shape:
+            shapes = f"{list(student[name].shape)}, not {list(teacher[name].shape)}"
+            raise DataError(f"{name} has shape {shapes} as in the original, so that they cannot be compared")
+
+
 def hidden_error(student: Outputs, teacher: Outputs, names: Sequence[str], mask: Tensor | None) -> list[Term]:
     """The mean over these values of the relative squared error, over all their tokens together."""
+    require_shapes(student, teacher, names)
     terms = []
     for name in names:
         y, target = student[name].float(), teacher[name].float()

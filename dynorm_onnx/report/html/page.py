@@ -168,6 +168,7 @@ def _speed(report: Report) -> str:
         (
             escape(row.variant),
             escape(row.provider),
+            f"{row.runs:,}",
             f"{row.median_ms:.3f}",
             f"{row.p10_ms:.3f}",
             f"{row.p90_ms:.3f}",
@@ -175,14 +176,14 @@ def _speed(report: Report) -> str:
         )
         for row in report.timing
     ]
-    columns = ("variant", "provider", "median, ms", "10 %", "90 %", "speed")
+    columns = ("variant", "provider", "runs", "median, ms", "10 %", "90 %", "speed")
     text = (
         "One batch in ONNX Runtime. “original-fused” is the original at its best, the fair one to compare with; "
         "“converted-kernels” has this package's custom-op library registered, “converted” runs anywhere. Speed is "
         "relative to original-fused; above 1 is faster."
     )
     chart = _figure(figures.timing(report.timing), "Whiskers: 10 to 90 % of the runs.")
-    numbers = f'<div class="scroll">{table(columns, rows, numbers=4)}</div>'
+    numbers = f'<div class="scroll">{table(columns, rows, numbers=5)}</div>'
     return _section("Speed", text, f'<div class="pair">{chart}\n{numbers}</div>')
 
 

@@ -22,7 +22,16 @@ def summary(report: Report) -> str:
 
 
 def verdict(report: Report) -> str:
-    """What comes before all else; empty for a model that is usable, or was not validated."""
+    """What comes before all else; empty for a model that is usable, or was not validated, and has no alarms."""
+    return _ruin(report) + _alarms(report)
+
+
+def _alarms(report: Report) -> str:
+    items = _items(report.alarms)
+    return f'<div class="warnings" role="alert"><ul>{items}</ul></div>\n' if items else ""
+
+
+def _ruin(report: Report) -> str:
     if report.verdict is None or report.verdict.usable:
         return ""
     reasons, advice = (_items(lines) for lines in (report.verdict.reasons, report.verdict.advice))
