@@ -247,8 +247,8 @@ def cached_model() -> onnx.ModelProto:
 def test_a_model_with_a_cache_decodes_from_it(tmp_path: Path) -> None:
     path = tmp_path / "cached.onnx"
     onnx.save(cached_model(), path)
-    what = signature(model_io.load(path))
-    batches = dict(_batches(what, make_session(path), 2, 5))
+    loaded = model_io.load(path)
+    batches = dict(_batches(signature(loaded), loaded.graph, make_session(path), 2, 5))
     assert list(batches) == ["prefill 2x5", "decode 2x1 after 5"]
     prompt, step = batches.values()
     assert prompt["input_ids"].shape == (2, 5)
