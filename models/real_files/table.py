@@ -7,7 +7,7 @@ import importlib.metadata
 import platform
 from collections.abc import Sequence
 
-from models.real_files.catalogue import BY_NAME, RealFile
+from models.real_files.catalogue import BY_NAME, FILES, RealFile
 from models.real_files.outcome import FileOutcome, Outcome, faults
 
 PACKAGES = ("numpy", "onnx", "onnx-ir", "onnxruntime")
@@ -41,9 +41,10 @@ def document(outcomes: Sequence[FileOutcome]) -> str:
         "- **`dyisru`**: the same after `--to dyisru`, on samples that were not calibrated on; **measure**: the worst "
         "agreement of classes, or cosine, where the outputs have one; **verdict**: what the converter itself says of "
         "the result.\n\n"
-        "Exit codes: 0 done, 2 refused with the reason, 3 no norm.",
+        "Exit codes: 0 done, 2 refused with the reason, 3 no norm." + _not_run(outcomes),
         "\n".join(f"| {' | '.join(row)} |" for row in rows),
         _faults(bad),
+        _otherwise(outcomes),
         "## Notes\n\n" + "\n".join(f"{number}. {text}" for text, number in notes.items()),
         "## Data\n\n" + _data(outcomes),
     ]
@@ -122,11 +123,29 @@ def _verdict(done: Outcome, notes: dict[str, int]) -> str:
     return f"not usable {_mark('; '.join(verdict['reasons']), notes)} {marks}".strip()
 
 
+def _not_run(outcomes: Sequence[FileOutcome]) -> str:
+    run = {outcome.name for outcome in outcomes}
+    missing = [file.name for file in FILES if file.name not in run]
+    return f" Not run for this table: {', '.join(missing)}." if missing else ""
+
+
 def _faults(bad: dict[str, list[str]]) -> str:
     if not bad:
         return "No conversion ended with exit code 1 or a traceback, and none is ruined without a word."
     lines = (f"- **{name}** {fault}" for name, found in bad.items() for fault in found)
     return "## Faults\n\n" + "\n".join(lines)
+
+
+def _otherwise(outcomes: Sequence[FileOutcome]) -> str:
+    """What is no fault, and not as it should be either."""
+    lines = []
+    for outcome in outcomes:
+        norms, seen = BY_NAME[outcome.name].norms, outcome.count("found") + outcome.count("refused")
+        if seen != norms:
+            lines.append(f"- **{outcome.name}** holds {norms} norms; {seen} are found or refused")
+        steps = [step for step, done in outcome.steps.items() if norms and done.code == 2]
+        lines += [f"- **{outcome.name}** {step}: refused, though it is fed what it was made for" for step in steps]
+    return "\n".join(["## Not converted, or not as they should be", "", *(lines or ["None."])])
 
 
 def _data(outcomes: Sequence[FileOutcome]) -> str:

@@ -12,6 +12,7 @@ import onnx
 import pytest
 
 from models.real_files import table
+from models.real_files.catalogue import FILES
 from models.real_files.outcome import FileOutcome, Outcome, faults
 from models.real_files.run import convert
 from tests.test_foreign_files import model
@@ -108,11 +109,24 @@ def test_the_table_tells_everything_and_each_reason_once() -> None:
     notes = ["1. x\\|y", "2. no square", "3. error: the model is \\| odd", "4. little data"]
     assert page[page.index("## Notes") :].splitlines()[2:6] == notes
     assert "## Faults" not in page and "none is ruined without a word" in page
+    others = [file.name for file in FILES if file.name != "khmersm"]
+    assert f"Not run for this table: {', '.join(others)}." in page
 
 
 def test_the_table_names_faults() -> None:
     page = table.document([whole(report(0.9))])
     assert "- **khmersm** dyisru: relative error 0.9 without a warning" in page and "1 with a fault" in page
+
+
+def test_the_table_names_what_should_be_otherwise() -> None:
+    page = table.document([whole(report(0.3))])  # whose report tells of one norm, and it has six
+    assert "- **khmersm** holds 6 norms; 1 are found or refused" in page
+    assert "- **khmersm** rmsnorm: refused, though it is fed what it was made for" in page
+
+
+def test_where_files_lie_is_left_out() -> None:
+    said = Outcome(2, 1.0, None, "error: /some/cache/a.npz and /tmp/x/b.onnx").without("/some/cache", "/tmp/x").said
+    assert said == "error: a.npz and b.onnx"
 
 
 def test_results_come_back_from_their_files(tmp_path: Path) -> None:
