@@ -24,11 +24,16 @@ PROOF_LENGTH = 16
 def centring_folded(
     config: ConvertConfig, lowered: ir.Model, norms: Sequence[LoweredNorm], found: SitesFound
 ) -> tuple[tuple[LoweredNorm, ...], Folds]:
-    """The norms of the lowered model, which changes in place, after the folds that are exact and pay."""
+    """The norms of the lowered model, which changes in place, after the folds that are exact and pay.
+
+    Those in bodies stay as they are: a stream does not lead into a body.
+    """
     if not config.fold:
         return tuple(norms), NO_FOLDS
     kept = _kept_nodes(found, lowered)
-    return fold_centring(lowered, norms, _parity(config), invariant=kept, reductions=config.to == "rmsnorm")
+    outside = [norm for norm in norms if norm.node.graph is lowered.graph]
+    folded, folds = fold_centring(lowered, outside, _parity(config), invariant=kept, reductions=config.to == "rmsnorm")
+    return (*folded, *(norm for norm in norms if norm not in outside)), folds
 
 
 def weights_folded(config: ConvertConfig, converted: ir.Model, norms: Sequence[LoweredNorm]) -> Folds:

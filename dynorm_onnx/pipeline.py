@@ -62,7 +62,7 @@ def convert_model(
         original = model_io.load(config.model)
         fused = fuse_for_ort(original) if config.optimize == "ort" else original
         prepared = model_io.prepare(fused, value_types)
-        found = find_sites(prepared, run=run_model)
+        found = find_sites(prepared, run=run_model, bodies=config.to == "rmsnorm")
         chosen, kept = select(found, config.only, config.keep, replaced=count_replacements(original))
         if config.to != "rmsnorm":
             chosen, kept = leave_constants(chosen, kept, prepared.graph)

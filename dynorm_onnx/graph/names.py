@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
@@ -20,14 +20,17 @@ _PREPARATIONS |= {"DequantizeLinear"}
 
 
 def with_names(
-    index: GraphIndex, sites: Sequence[NormSite], refused: Sequence[Refusal], near_misses: Sequence[NearMiss]
+    indices: Mapping[ir.Graph, GraphIndex],
+    sites: Sequence[NormSite],
+    refused: Sequence[Refusal],
+    near_misses: Sequence[NearMiss],
 ) -> SitesFound:
-    """The findings, every name once.
+    """The findings, every name once; `indices` are of all graphs that sites lie in.
 
     A site is called after the module that its weight belongs to, if no other site has the same weight
     (exporters merge equal weights); else it keeps its name. A name that is taken gets a number.
     """
-    modules = [_module(index, site.weight) for site in sites]
+    modules = [_module(indices[site.graph], site.weight) for site in sites]
     times = Counter(modules)
     names = [m if m and times[m] == 1 else site.name for m, site in zip(modules, sites, strict=True)]
     unique = Names(first=2).unique

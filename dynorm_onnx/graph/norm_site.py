@@ -35,6 +35,13 @@ class NormSite:
     residual: ir.Value | None = None  # the sum x where a skip operator also gives it out
     part: Literal["q", "k"] | None = None  # which norm of an attention node (A7)
 
+    @property
+    def graph(self) -> ir.Graph:
+        """The graph that its nodes lie in: the model's, or a body."""
+        graph = self.nodes[-1].graph
+        assert isinstance(graph, ir.Graph)
+        return graph
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Refusal:
@@ -58,7 +65,7 @@ class NearMiss:
 
 @dataclasses.dataclass(frozen=True)
 class SitesFound:
-    """All that find_sites() saw; `sites` in topological order."""
+    """All that find_sites() saw; `sites` in topological order, graph by graph."""
 
     sites: tuple[NormSite, ...]
     refused: tuple[Refusal, ...]

@@ -1,4 +1,4 @@
-"""What a node reads, its bodies included."""
+"""The bodies of a node, and what it reads, they included."""
 
 from __future__ import annotations
 
@@ -12,14 +12,19 @@ def inputs_of(node: ir.Node) -> Iterator[ir.Value]:
     for value in node.inputs:
         if value is not None:
             yield value
-    for attribute in node.attributes.values():
+    for _, body in bodies_of(node):
+        yield from _captured(body)
+
+
+def bodies_of(node: ir.Node) -> Iterator[tuple[str, ir.Graph]]:
+    """The graphs that a node holds, each with the name of its attribute."""
+    for name, attribute in node.attributes.items():
         if attribute.is_ref():
             continue
         if attribute.type == ir.AttributeType.GRAPH:
-            yield from _captured(attribute.as_graph())
+            yield name, attribute.as_graph()
         elif attribute.type == ir.AttributeType.GRAPHS:
-            for graph in attribute.as_graphs():
-                yield from _captured(graph)
+            yield from ((name, graph) for graph in attribute.as_graphs())
 
 
 def _captured(graph: ir.Graph) -> Iterator[ir.Value]:

@@ -2,40 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import onnx_ir as ir
 
 from dynorm_onnx.graph import proof
 from dynorm_onnx.graph.forms import batchnorm, centred, decomposed, fused, leave
-from dynorm_onnx.graph.forms.index import GraphIndex
+from dynorm_onnx.graph.forms.index import GraphIndex, graph_indices, is_op
 from dynorm_onnx.graph.names import with_names
 from dynorm_onnx.graph.norm_site import NearMiss, NormSite, Refusal, SitesFound
 
 Finding = NormSite | Refusal | NearMiss
 
+_CONTROL_FLOW = ("If", "Loop", "Scan")
+"""The operators whose bodies are graphs like any other; a search operator expects things of its decoder."""
 
-def find_sites(model: ir.Model, run: proof.Run | None = None) -> SitesFound:
+
+def find_sites(model: ir.Model, run: proof.Run | None = None, *, bodies: bool = False) -> SitesFound:
     """All norms of a model, in topological order; the model is not changed.
 
     Every decomposed site was proved: its nodes were run by `run` (an ONNX ModelProto and feeds by
     input name to the list of outputs; onnx's reference evaluator by default) against the definition.
-    Norms in bodies of If, Loop, Scan and beam search are refused, with the reason. Shapes help, so
-    pass a model that `prepare` has seen.
+    With `bodies`, those in bodies of If, Loop and Scan are sites as well, after those of the main graph:
+    for whom needs no activations of them. Without it, and in bodies of search operators, they are
+    refused, with the reason. Shapes help, so pass a model that `prepare` has seen.
     """
-    index = GraphIndex(model.graph, model.opset_imports)
-    findings = _search(model, index, run)
-    sites = [f for f in findings if isinstance(f, NormSite)]
-    refused = [f for f in findings if isinstance(f, Refusal)]
-    near = [f for f in findings if isinstance(f, NearMiss)]
-    for path, body in _bodies(index, model):
-        for finding in _search(model, body, run):
-            if isinstance(finding, NearMiss):
-                near.append(finding)
-            else:
-                refused.append(_refuse_in_body(finding, path))
-    sites.sort(key=lambda site: index.position(site.nodes[-1]))
-    return with_names(index, sites, refused, near)
+    found: list[NormSite] = []
+    refused: list[Refusal] = []
+    near: list[NearMiss] = []
+    indices = graph_indices(model)
+    for index in indices.values():
+        holders = index.holders()
+        findings = _search(model, index, run)
+        sites = [f for f in findings if isinstance(f, NormSite)]
+        if holders and not (bodies and all(is_op(node, *_CONTROL_FLOW) for node, _ in holders)):
+            refused += [_refuse_in_body(f, holders, bodies) for f in findings if not isinstance(f, NearMiss)]
+        else:
+            found += sorted(sites, key=lambda site: index.position(site.nodes[-1]))
+            refused += [f for f in findings if isinstance(f, Refusal)]
+        near += [f for f in findings if isinstance(f, NearMiss)]
+    return with_names(indices, found, refused, near)
 
 
 def _search(model: ir.Model, index: GraphIndex, run: proof.Run | None) -> list[Finding]:
@@ -50,24 +54,14 @@ def _search(model: ir.Model, index: GraphIndex, run: proof.Run | None) -> list[F
     return [*single, *proved, *leave.find(index)]
 
 
-def _bodies(index: GraphIndex, model: ir.Model) -> Iterator[tuple[str, GraphIndex]]:
-    """Every body below a graph with the names of the nodes that hold it."""
-    for node in index.nodes:
-        for attribute in node.attributes.values():
-            graphs: list[ir.Graph] = []
-            if attribute.type == ir.AttributeType.GRAPH:
-                graphs = [attribute.as_graph()]
-            elif attribute.type == ir.AttributeType.GRAPHS:
-                graphs = list(attribute.as_graphs())
-            for graph in graphs:
-                body = GraphIndex(graph, model.opset_imports, parent=index)
-                label = f"the {attribute.name} of {node.op_type} '{node.name or node.outputs[0].name}'"
-                yield label, body
-                yield from _bodies(body, model)
-
-
-def _refuse_in_body(finding: NormSite | Refusal, path: str) -> Refusal:
-    reason = f"it lies in {path}: a norm in a body cannot be calibrated"
+def _refuse_in_body(finding: NormSite | Refusal, holders: list[tuple[ir.Node, str]], bodies: bool) -> Refusal:
+    node, attribute = holders[0]
+    reason = f"it lies in the {attribute} of {node.op_type} '{node.name or node.outputs[0].name}': "
+    if bodies:
+        special = next(holder for holder, _ in holders if not is_op(holder, *_CONTROL_FLOW))
+        reason += f"{special.op_type} runs its body in a way of its own"
+    else:
+        reason += "a norm in a body cannot be calibrated, but --to rmsnorm can replace it"
     if isinstance(finding, Refusal):
         reason += f"; besides, {finding.reason}"
     return Refusal(finding.name, finding.kind, finding.form, finding.channels, finding.dtype, reason)

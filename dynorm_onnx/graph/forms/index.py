@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from dynorm_onnx.graph.fixed import RANDOM, is_fixed
 from dynorm_onnx.graph.forms import constants
+from dynorm_onnx.graph.reads import bodies_of
 
 Shape = tuple[int | None, ...]
 
@@ -37,30 +38,43 @@ def data_inputs(node: ir.Node) -> Iterator[ir.Value]:
     """All values whose numbers a node reads, those that its bodies read from outside included."""
     read = node.inputs[:1] if is_op(node, "CastLike") else () if is_op(node, *_SHAPE_ONLY) else node.inputs
     yield from (value for value in read if value is not None)
-    for attribute in node.attributes.values():
-        bodies = (
-            [attribute.value]
-            if attribute.type == ir.AttributeType.GRAPH
-            else attribute.value
-            if attribute.type == ir.AttributeType.GRAPHS
-            else []
-        )
-        for body in bodies:
-            for inner in body.all_nodes():
-                for value in inner.inputs:
-                    if value is not None and value.graph is not body:
-                        yield value
+    for _, body in bodies_of(node):
+        for inner in body.all_nodes():
+            for value in inner.inputs:
+                if value is not None and value.graph is not body:
+                    yield value
+
+
+def graph_indices(model: ir.Model) -> dict[ir.Graph, GraphIndex]:
+    """An index of the main graph, then of every body below it, after that of the graph around it."""
+    indices = {model.graph: GraphIndex(model.graph, model.opset_imports)}
+    pending = [model.graph]
+    while pending:
+        around = indices[pending.pop(0)]
+        for node in around.nodes:
+            for attribute, body in bodies_of(node):
+                indices[body] = GraphIndex(body, model.opset_imports, parent=around, holder=(node, attribute))
+                pending.append(body)
+    return indices
 
 
 class GraphIndex:
     """Constants, shapes, consumers and sameness of the values of one graph.
 
-    `parent` is the index of the graph around a body: values from outside are looked up there.
+    `parent` is the index of the graph around a body: values from outside are looked up there. `holder` is
+    the node of the body, with the name of its attribute.
     """
 
-    def __init__(self, graph: ir.Graph, opset_imports: Mapping[str, int], parent: GraphIndex | None = None) -> None:
+    def __init__(
+        self,
+        graph: ir.Graph,
+        opset_imports: Mapping[str, int],
+        parent: GraphIndex | None = None,
+        holder: tuple[ir.Node, str] | None = None,
+    ) -> None:
         self.graph = graph
         self.parent = parent
+        self.holder = holder
         self.nodes: tuple[ir.Node, ...] = tuple(graph)
         self._opsets = {("" if k == "ai.onnx" else k): v for k, v in opset_imports.items()}
         self._position = {node: i for i, node in enumerate(self.nodes)}
@@ -71,6 +85,10 @@ class GraphIndex:
         self._input_dependent = self._find_input_dependent()
 
     # -- the graph ------------------------------------------------------------------------------
+
+    def holders(self) -> list[tuple[ir.Node, str]]:
+        """The nodes that a body lies in, with their attributes, from the inside out; none for the main graph."""
+        return [] if self.holder is None or self.parent is None else [self.holder, *self.parent.holders()]
 
     def opset(self, domain: str = "") -> int | None:
         """The version that the model imports of a domain; None where it imports none."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import onnx_ir as ir
 
 from dynorm_onnx.graph.forms import fused
-from dynorm_onnx.graph.forms.index import GraphIndex
+from dynorm_onnx.graph.forms.index import GraphIndex, graph_indices
 from dynorm_onnx.graph.lower.attention import lower_attention
 from dynorm_onnx.graph.lower.canonical import Lowering
 from dynorm_onnx.graph.lower.embed import lower_embedding
@@ -32,15 +32,18 @@ _FUSED: dict[str, Callable[[Lowering, NormSite], LoweredNorm]] = {
 
 
 def lower(model: ir.Model, sites: Sequence[NormSite]) -> tuple[LoweredNorm, ...]:
-    """Lowers `sites` of `model` in place; the result is in topological order.
+    """Lowers `sites` of `model`, in its bodies too, in place; the result is in topological order, graph by graph.
 
     `sites` must come from the model as it is now. Names of graph inputs and outputs stay. Weights are
     read. Raises ModelError where a norm over an inner axis has an input of unknown rank.
     """
-    index = GraphIndex(model.graph, model.opset_imports)
     wanted = {site.name for site in sites}
-    ordered = sorted(_complete(model, index, sites), key=lambda site: index.position(_anchor(site)))
-    x_dtypes = {site: index.dtype(site.x) or site.dtype for site in ordered}
+    ordered: list[NormSite] = []
+    x_dtypes: dict[NormSite, ir.DataType] = {}
+    for graph, index in graph_indices(model).items():
+        here = _complete(model, index, [site for site in sites if site.graph is graph])
+        ordered += sorted(here, key=lambda site: index.position(_anchor(site)))
+        x_dtypes |= {site: index.dtype(site.x) or site.dtype for site in here}
     lowering = Lowering(model, x_dtypes)
     lowered: list[LoweredNorm] = []
     for _, group in itertools.groupby(ordered, key=_anchor):

@@ -45,7 +45,7 @@ class Lowering:
 
     def emitter(self, site: NormSite, place: ir.Node) -> Emitter:
         """Writes in front of `place`, under the site's name."""
-        return Emitter(self.model.graph, self.names, place, site.name, site.nodes)
+        return Emitter(site.graph, self.names, place, site.name, site.nodes)
 
     def is_uniform(self, site: NormSite) -> bool:
         """Whether x, y and the canonical node are of one type, so that no Cast is needed."""
