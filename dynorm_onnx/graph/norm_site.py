@@ -34,6 +34,7 @@ class NormSite:
     dtype: ir.DataType  # of y
     residual: ir.Value | None = None  # the sum x where a skip operator also gives it out
     part: Literal["q", "k"] | None = None  # which norm of an attention node (A7)
+    rank: int | None = None  # of x, where no shape tells it: at this one the nodes were proved
 
     @property
     def graph(self) -> ir.Graph:

@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import InlinePass, ShapeInferencePass
+from onnx_ir.passes.common import InlinePass
 
 from dynorm_onnx.graph.emit import add_initializer
 from dynorm_onnx.graph.fixed import without_constant_inputs
 from dynorm_onnx.graph.malformed import refuse_malformed
+from dynorm_onnx.graph.shapes import infer_shapes
 from dynorm_onnx.graph.unique_names import Names
 
 logger = logging.getLogger(__name__)
@@ -56,9 +57,9 @@ def prepare(model: ir.Model, tell_types: TellTypes | None = None) -> ir.Model:
     _inline_norm_functions(copy)
     _mend_reductions(copy)
     _name_nodes(copy)
-    _infer_shapes(copy)
+    infer_shapes(copy)
     if tell_types is not None and _take_types(copy, tell_types):
-        _infer_shapes(copy)  # bodies read what was untyped
+        infer_shapes(copy)  # bodies read what was untyped
     return copy
 
 
@@ -152,40 +153,6 @@ def _mend_reductions(model: ir.Model) -> None:
         node.replace_input_with(1, initializer)
 
 
-# Operators that onnx does not know, or whose result's type it gets wrong: the outputs that are shaped
-# like their first input.
-_SHAPE_KEEPERS: dict[tuple[str, str], tuple[int, ...]] = {
-    ("", "RMSNormalization"): (0,),
-    ("", "SimplifiedLayerNormalization"): (0,),
-    ("", "LayerNormalization"): (0,),
-    ("com.microsoft", "SkipLayerNormalization"): (0, 3),
-    ("com.microsoft", "SkipSimplifiedLayerNormalization"): (0, 3),
-    ("com.microsoft", "GatedRMSNorm"): (0,),
-    ("com.microsoft", "MultiHeadAttention"): (0,),
-    ("com.microsoft", "BiasGelu"): (0,),
-    ("com.microsoft", "FastGelu"): (0,),
-    ("com.microsoft", "QuickGelu"): (0,),
-    ("com.microsoft", "Gelu"): (0,),
-    ("com.microsoft", "RotaryEmbedding"): (0,),
-}
-
-
-def _infer_shapes(model: ir.Model) -> None:
-    """onnx's inference on a stand-in, where Identity tells it what shape-keeping operators keep."""
-    stand_in = model.clone()
-    for node in list(stand_in.graph.all_nodes()):
-        for position in _SHAPE_KEEPERS.get((node.domain, node.op_type), ()):
-            if position < len(node.outputs) and node.op_identifier() not in model.functions:
-                _read_through(node, node.outputs[position])
-    ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(stand_in)
-    for graph, inferred in zip(model.graphs(), stand_in.graphs(), strict=True):
-        known = ir.convenience.create_value_mapping(inferred)
-        for name, value in ir.convenience.create_value_mapping(graph).items():
-            if name in known:
-                value.shape = known[name].shape
-                value.type = known[name].type
-
-
 def _take_types(model: ir.Model, tell_types: TellTypes) -> bool:
     """Gives types to the values of the main graph that have none; whether any was told."""
     untyped = {str(v.name): v for node in model.graph for v in node.outputs if v.name and v.type is None}
@@ -195,19 +162,3 @@ def _take_types(model: ir.Model, tell_types: TellTypes) -> bool:
         if untyped[name].shape is None:
             untyped[name].shape = known.shape
     return bool(told)
-
-
-def _read_through(node: ir.Node, output: ir.Value) -> None:
-    """Lets the readers of `output` read the node's first input instead, under the same name.
-
-    The result of a norm that is a standard operator has the type of its scale.
-    """
-    assert node.graph is not None
-    scale = node.inputs[1] if node.domain == "" and len(node.inputs) > 1 else None
-    attributes = [] if scale is None or scale.dtype is None else [ir.AttrInt64("to", scale.dtype.value)]
-    op_type = "Cast" if attributes else "Identity"
-    copy = ir.Node("", op_type, [node.inputs[0]], attributes, name=f"{node.name}.{output.index()}")
-    copy.outputs[0].name, output.name = output.name, f"{output.name}.kept"
-    copy.outputs[0].shape, copy.outputs[0].type = output.shape, output.type
-    output.replace_all_uses_with(copy.outputs[0], replace_graph_outputs=True)
-    node.graph.insert_after(node, copy)

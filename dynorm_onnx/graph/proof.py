@@ -147,7 +147,7 @@ def _assign(
         symbol = getattr(dimension, "value", None)
         return unknown if symbol is None else symbols.setdefault(symbol, unknown)
 
-    rank = index.rank(site.x) or max(3, len(site.axes))
+    rank = index.rank(site.x) or site.rank or max(3, len(site.axes))
     known = index.shape(site.x) or (None,) * rank
     dims = known if site.x.shape is None else tuple(site.x.shape)
     x = [size(d, i, _parameter_size(index, site, i - rank) is not None) for i, d in enumerate(dims)]

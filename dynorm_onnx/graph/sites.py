@@ -49,9 +49,13 @@ def _search(model: ir.Model, index: GraphIndex, run: proof.Run | None) -> list[F
     """
     single = [centred.take_mean(index, f) if isinstance(f, NormSite) else f for f in fused.find(model, index)]
     prover = proof.Prover(index, run)
-    pieces: list[Finding] = [*decomposed.find(model, index), *batchnorm.find(index)]
-    proved = [prover.judge(f) if isinstance(f, NormSite) else f for f in pieces]
-    return [*single, *proved, *leave.find(index)]
+    batch = _proved(prover, batchnorm.find(index))
+    taken = {node for finding in batch if isinstance(finding, NormSite) for node in finding.nodes}
+    return [*single, *batch, *_proved(prover, decomposed.find(index, taken)), *leave.find(index)]
+
+
+def _proved(prover: proof.Prover, findings: list[Finding]) -> list[Finding]:
+    return [prover.judge(f) if isinstance(f, NormSite) else f for f in findings]
 
 
 def _refuse_in_body(finding: NormSite | Refusal, holders: list[tuple[ir.Node, str]], bodies: bool) -> Refusal:

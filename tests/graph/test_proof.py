@@ -37,7 +37,7 @@ RMS = """
 def found(dtype: str = "float") -> tuple[GraphIndex, NormSite]:
     model = ir.from_proto(onnx.parser.parse_model(RMS.replace("TYPE", dtype)))
     index = GraphIndex(model.graph, model.opset_imports)
-    (site,) = decomposed.find(model, index)
+    (site,) = decomposed.find(index)
     assert isinstance(site, NormSite)
     return index, site
 

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 
 import onnx_ir as ir
 
 from dynorm_onnx.graph.forms.constants import integer
 from dynorm_onnx.graph.forms.index import GraphIndex, is_op
-from dynorm_onnx.graph.forms.operators import reduced_axes
+from dynorm_onnx.graph.forms.operators import reduced_axes, written_axes
+
+MORE_AXES = 3  # places of a volume
 
 
 @dataclasses.dataclass(frozen=True)
 class Anchor:
-    """A reduction of `squared` ** 2 over `axes` (as operators.reduced_axes gives them)."""
+    """A reduction of `squared` ** 2 over `axes` (as operators.reduced_axes gives them).
+
+    `rank` is that of `squared`, where it was assumed.
+    """
 
     node: ir.Node
     squared: ir.Value
     axes: tuple[int, ...] | None
+    rank: int | None = None
 
 
 def anchors(index: GraphIndex) -> Iterator[Anchor]:
@@ -27,6 +34,16 @@ def anchors(index: GraphIndex) -> Iterator[Anchor]:
         squared = _squared_operand(index, node)
         if squared is not None and any(index.consumers(o) or index.is_output(o) for o in node.outputs):
             yield Anchor(node, index.peel(squared), reduced_axes(index, node))
+
+
+def at_ranks_that_fit(index: GraphIndex, anchor: Anchor) -> Iterator[Anchor]:
+    """A reduction over positive axes of what has no known rank, at the ranks that it can have in a norm: what is
+    normalised are the last axes, or up to MORE_AXES follow them (channels first)."""
+    axes = written_axes(index, anchor.node)
+    if anchor.axes is not None or not axes or min(axes) < 0 or index.rank(anchor.node.inputs[0]) is not None:
+        return
+    for rank in range(max(axes) + 1, max(axes) + 2 + MORE_AXES):
+        yield Anchor(anchor.node, anchor.squared, reduced_axes(index, anchor.node, rank), rank)
 
 
 def _squared_operand(index: GraphIndex, node: ir.Node) -> ir.Value | None:
@@ -39,7 +56,7 @@ def _squared_operand(index: GraphIndex, node: ir.Node) -> ir.Value | None:
     square = index.peel(node.inputs[0]).producer()
     if square is None or square.inputs[0] is None:
         return None
-    if is_op(square, "Pow") and index.scalar(square.inputs[1]) == 2:
+    if is_op(square, "Pow") and math.isclose(index.scalar(square.inputs[1]) or 0, 2, rel_tol=1e-6):
         return square.inputs[0]
     if is_op(square, "Mul") and square.inputs[1] is not None:
         return square.inputs[0] if index.same(square.inputs[0], square.inputs[1]) else None

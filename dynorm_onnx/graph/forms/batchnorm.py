@@ -1,8 +1,10 @@
-"""Form C6: Keras 2 spells LayerNorm as a BatchNormalization in training mode between two Reshapes."""
+"""Form C6: Keras 2 spells LayerNorm as a BatchNormalization between two Reshapes: in training mode, or, in files for
+inference, with mean and variance computed beside it."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from fractions import Fraction
 
 import numpy as np
@@ -19,12 +21,42 @@ from dynorm_onnx.graph.forms.region import walk
 from dynorm_onnx.graph.norm_site import NearMiss
 
 TRAINING_MODE_SINCE = 14  # before, the number of outputs said it
+INPUTS = 5  # X, scale, offset, mean, variance
+X, MEAN = Polynomial.symbol("x"), Polynomial.symbol("mean")
+VARIANCE = Polynomial({SQUARE: 1.0, SQUARED_MEAN: -1.0})
+Given = dict[ir.Value, Polynomial]
 
 
 def find(index: GraphIndex) -> list[Finding]:
     """The LayerNorms among the BatchNormalizations that take their statistics from their input."""
-    nodes = [node for node in index.nodes if is_op(node, "BatchNormalization") and _trains(index, node)]
-    return [finding for node in nodes if (finding := _judge(index, node)) is not None]
+    findings = []
+    for node in index.nodes:
+        if not is_op(node, "BatchNormalization"):
+            continue
+        statistics = _own_statistics(index, node)
+        finding = None if statistics is None else _judge(index, node, statistics)
+        if finding is not None:
+            findings.append(finding)
+    return findings
+
+
+def _own_statistics(index: GraphIndex, node: ir.Node) -> Given | None:
+    """The values that lead from the input to its own statistics, none in training mode; None where the mean and the
+    variance are no such statistics.
+
+    Over all axes but the second: they are moments of one channel, which the LayerNorm's token is.
+    """
+    if _trains(index, node):
+        return {}
+    rows, _, _, mean, variance = node.inputs
+    rank = index.rank(rows)
+    if rows is None or mean is None or variance is None or rank is None or rank < 3:
+        return None
+    axes = (-rank, *range(2 - rank, 0))
+    sizes = index.shape(rows) or ()
+    count = math.prod(sizes[axis] or 0 for axis in axes) or None
+    forms = walk(Frame(index, index.peel(rows), axes, count)).forms
+    return forms if forms.get(mean) == MEAN and forms.get(variance) == VARIANCE else None
 
 
 def _trains(index: GraphIndex, node: ir.Node) -> bool:
@@ -33,7 +65,7 @@ def _trains(index: GraphIndex, node: ir.Node) -> bool:
     return len(node.outputs) > 1
 
 
-def _judge(index: GraphIndex, node: ir.Node) -> Finding | None:
+def _judge(index: GraphIndex, node: ir.Node, statistics: Given) -> Finding | None:
     """Before: Reshape to [1, tokens, C, 1], BatchNormalization, Reshape back. After: x̂ of LayerNorm.
 
     When: the Reshapes undo each other, scale is 1 and offset is 0. That each token is one channel of
@@ -54,8 +86,7 @@ def _judge(index: GraphIndex, node: ir.Node) -> Finding | None:
     shape = index.shape(source)
     x = index.peel(source)
     normalised = _normalised(real(node, "epsilon", 1e-5))
-    given = {source: Polynomial.symbol("x"), before.outputs[0]: Polynomial.symbol("x")}
-    given |= {node.outputs[0]: normalised, result: normalised}
+    given = {**statistics, source: X, before.outputs[0]: X, node.outputs[0]: normalised, result: normalised}
     region = walk(Frame(index, x, (-1,), shape[-1] if shape else None), given)
     found = site_of(region, readings_of(region), result)
     return found if isinstance(found, NearMiss) else dataclasses.replace(found, form="C6")

@@ -103,6 +103,23 @@ def _reshape(node: ir.Node, inputs: Sequence[Array | None]) -> Array | None:
     return None if x is None or shape is None or 0 in shape else x.reshape(tuple(shape))
 
 
+def _dequantize(node: ir.Node, inputs: Sequence[Array | None]) -> Array | None:
+    """With one scale for all elements."""
+    x, scale, *rest = inputs
+    zero = rest[0] if rest else np.zeros(1, np.int8)
+    if x is None or scale is None or zero is None or scale.size != 1:
+        return None
+    return np.asarray((x.astype(np.int64) - zero.astype(np.int64).item()) * scale.reshape(()), scale.dtype)
+
+
+def _product(node: ir.Node, inputs: Sequence[Array | None]) -> Array | None:
+    """ReduceProd of a vector: the size of some axes together."""
+    x = inputs[0]
+    if x is None or x.ndim > 1:
+        return None
+    return np.prod(x, keepdims=bool(integer(node, "keepdims", 1)))
+
+
 def _all_known(function: Callable[..., Array | np.generic]) -> Fold:
     def fold(node: ir.Node, inputs: Sequence[Array | None]) -> Array | None:
         return None if any(i is None for i in inputs) else np.asarray(function(*inputs))
@@ -140,6 +157,8 @@ FOLDS: dict[str, Fold] = {
     "Concat": _all_known(lambda *parts: np.concatenate(parts)),
     "Size": _all_known(lambda x: np.int64(x.size)),
     "Range": _range,
+    "DequantizeLinear": _dequantize,
+    "ReduceProd": _product,
     "Add": _all_known(np.add),
     "Sub": _all_known(np.subtract),
     "Mul": _all_known(np.multiply),
@@ -148,4 +167,28 @@ FOLDS: dict[str, Fold] = {
     "Sqrt": _all_known(np.sqrt),
     "Reciprocal": _all_known(np.reciprocal),
     "Pow": _all_known(lambda x, e: np.asarray(np.power(x, e), x.dtype)),
+}
+
+
+def _placed(fold: Fold) -> Fold:
+    """For sizes: the other operand says where, in whole numbers."""
+
+    def placed(node: ir.Node, inputs: Sequence[Array | None]) -> Array | None:
+        x, where = inputs
+        return None if where is None or np.isnan(where).any() else fold(node, [x, where.astype(np.int64)])
+
+    return placed
+
+
+def _cast_sizes(node: ir.Node, inputs: Sequence[Array | None]) -> Array | None:
+    return inputs[0] if ir.DataType(integer(node, "to", 1)).is_integer() else None
+
+
+# What is done to sizes: on float64, with NaN for a size that is not known.
+SIZE_FOLDS: dict[str, Fold] = {
+    **{name: FOLDS[name] for name in ("Identity", "Slice", "Squeeze", "Unsqueeze", "Concat", "ReduceProd")},
+    **{name: FOLDS[name] for name in ("Add", "Sub", "Mul")},
+    **{name: _placed(FOLDS[name]) for name in ("Gather", "Reshape")},
+    "Cast": _cast_sizes,
+    "Div": _all_known(np.floor_divide),
 }

@@ -5,17 +5,20 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections.abc import Iterable
 
 import onnx_ir as ir
 
 from dynorm_onnx.graph.forms import affine, layer, rms
 from dynorm_onnx.graph.forms.affine import Normalised
 from dynorm_onnx.graph.forms.algebra import Polynomial
-from dynorm_onnx.graph.forms.anchors import Anchor, anchors, roots
+from dynorm_onnx.graph.forms.anchors import Anchor, anchors, at_ranks_that_fit, roots
 from dynorm_onnx.graph.forms.diagnosis import explain, why_not_axes
-from dynorm_onnx.graph.forms.index import FLOATS, GraphIndex, is_op
+from dynorm_onnx.graph.forms.index import FLOATS, GraphIndex, is_op, is_quantiser
+from dynorm_onnx.graph.forms.instance import instance_norm
 from dynorm_onnx.graph.forms.layout import lift_over_flatten, why_not_last_axis
 from dynorm_onnx.graph.forms.operators import Frame
+from dynorm_onnx.graph.forms.quantised import AcrossQuantisation, across_quantisation
 from dynorm_onnx.graph.forms.region import Region, walk
 from dynorm_onnx.graph.norm_site import NearMiss, NormSite, Refusal
 
@@ -24,19 +27,39 @@ _MADE_UP = re.compile(r"node(_\d+)?")  # what onnx_ir calls nodes that have no n
 _HALVES = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
 
 
-def find(model: ir.Model, index: GraphIndex) -> list[Finding]:
-    """What every reduction of a square in the graph turns out to be, in graph order.
+def find(index: GraphIndex, taken: Iterable[ir.Node] = ()) -> list[Finding]:
+    """What every reduction of a square in the graph turns out to be, in graph order; those `taken` are told of.
 
     Sites are not proved yet. Names are those of nodes or values, not made unique.
     """
     found: list[Finding] = []
-    covered: set[ir.Node] = set()
-    for anchor in anchors(index):
-        if anchor.node not in covered:
-            findings = _judge(index, anchor)
-            found += findings
-            covered.update(node for f in findings if isinstance(f, NormSite) for node in f.nodes)
+    covered = set(taken)
+    plain = {anchor.node: anchor for anchor in anchors(index)}
+    across = across_quantisation(index)
+    for anchor in plain.values() if across is None else anchors(across):
+        if anchor.node in covered:
+            continue
+        findings = _judge(index, plain[anchor.node]) if anchor.node in plain else []
+        if across is not None and all(isinstance(f, NearMiss) for f in findings):
+            findings = _quantised(across, anchor) or findings
+        found += findings
+        covered.update(node for f in findings if isinstance(f, NormSite) for node in f.nodes)
     return found
+
+
+def _quantised(across: AcrossQuantisation, anchor: Anchor) -> list[Finding]:
+    """A near miss for every norm that the reduction would belong to, were nothing rounded within it."""
+    sites = [finding for finding in _judge(across, anchor) if isinstance(finding, NormSite)]
+    misses: list[Finding] = []
+    for site in sites:
+        between = [node for node in site.nodes if is_quantiser(node)]
+        if between:
+            what = f"{between[0].op_type} '{name_of(between[0].outputs[0])}'"
+            others = f" and {len(between) - 1} more" if len(between) > 1 else ""
+            kind = {"rms": "an RMSNorm", "layer": "a LayerNorm"}[site.kind]
+            reason = f"is {kind} that is quantised inside: its pieces are read through {what}{others}"
+            misses.append(NearMiss(site.name, reason))
+    return misses
 
 
 def name_of(value: ir.Value) -> str:
@@ -51,17 +74,38 @@ def _judge(index: GraphIndex, anchor: Anchor) -> list[Finding]:
     name = name_of(anchor.node.outputs[0])
     reason = why_not_axes(index, anchor)
     if reason is not None or not anchor.axes:
-        return [NearMiss(name, f"looks like a norm, but {reason}")]
-    telling: Region | None = None
-    for x in roots(index, anchor):
-        region = walk(Frame(index, x, anchor.axes, _count(index, anchor)))
-        findings = _sites(region, anchor)
-        if findings:
-            return findings
-        if telling is None or telling.forms.get(anchor.squared) != layer.CENTRED:
-            telling = region
-    assert telling is not None  # roots() never gives nothing
+        assumed = (_told_rank(index, at_rank) for at_rank in at_ranks_that_fit(index, anchor))
+        return next(filter(None, assumed), [NearMiss(name, f"looks like a norm, but {reason}")])
+    findings, regions = _try_roots(index, anchor)
+    if findings:
+        return findings
+    telling = next((r for r in regions if r.forms.get(anchor.squared) == layer.CENTRED), regions[-1])
     return [NearMiss(name, f"looks like a norm, but {explain(telling)}")]
+
+
+def _try_roots(index: GraphIndex, anchor: Anchor) -> tuple[list[Finding], list[Region]]:
+    """The findings around a reduction, for the first x that it is a norm of; and the regions looked at."""
+    regions = []
+    for x in roots(index, anchor):
+        regions.append(walk(Frame(index, x, anchor.axes or (), _count(index, anchor), anchor.rank)))
+        findings = _sites(regions[-1], anchor)
+        if findings:
+            return findings, regions
+    return [], regions
+
+
+def _told_rank(index: GraphIndex, anchor: Anchor) -> list[Finding]:
+    """The sites around a reduction whose rank is assumed, where weight and bias tell that it is right: they lie along
+    the normalised axes, and along no other ones."""
+    findings, _ = _try_roots(index, anchor)
+    told = (isinstance(f, NormSite) and _lies_along(index, f) for f in findings)
+    return findings if findings and all(told) else []
+
+
+def _lies_along(index: GraphIndex, site: NormSite) -> bool:
+    shapes = [shape for value in (site.weight, site.bias) if (shape := index.shape(value))]
+    along = [{axis for axis in range(-len(shape), 0) if shape[axis] != 1} for shape in shapes]
+    return bool(along) and all(axes == set(site.axes) for axes in along)
 
 
 def _sites(region: Region, anchor: Anchor) -> list[Finding]:
@@ -131,10 +175,11 @@ def site_of(region: Region, readings: dict[ir.Value, Normalised], first: ir.Valu
         axes=frame.axes,
         channels=frame.count or _channels_of(index, reading, frame.axes),
         dtype=index.dtype(y) or index.dtype(frame.x) or ir.DataType.FLOAT,
+        rank=frame.rank,
     )
     form = (rms if site.kind == "rms" else layer).form_of(region, site)
-    group = why_not_last_axis(index, frame.x) if frame.axes == (-1,) else None
-    group = group or _instance_norm(region, reading, y)
+    group = why_not_last_axis(index, frame.x, site.channels) if frame.axes == (-1,) else None
+    group = group or instance_norm(index, site)
     if group is not None:
         return NearMiss(site.name, f"looks like a norm, but {group}")
     larger = _enlarging_weight(region, reading, y)
@@ -147,9 +192,10 @@ def site_of(region: Region, readings: dict[ir.Value, Normalised], first: ir.Valu
 def _channels_of(index: GraphIndex, reading: Normalised, axes: tuple[int, ...]) -> int | None:
     """The number of channels as the weight or bias tells it, where the shape of x does not."""
     for value in (reading.weight, reading.bias):
-        shape = index.shape(value)
-        if shape is not None and axes == (-1,) and shape[-1:] not in ((), (1,)):
-            return shape[-1]
+        shape = index.shape(value) or ()
+        sizes = [size for axis in axes if -axis <= len(shape) and (size := shape[axis]) not in (1, None)]
+        if len(sizes) == len(axes):
+            return math.prod(sizes)
     return None
 
 
@@ -182,21 +228,3 @@ def _enlarging_weight(region: Region, reading: Normalised, y: ir.Value) -> str |
     if not affine.enlarges(shape, onto):
         return None
     return f"its weight of shape {affine.spelled(shape)} enlarges the input of shape {affine.spelled(onto)}"
-
-
-def _instance_norm(region: Region, reading: Normalised, y: ir.Value) -> str | None:
-    """A norm over all places whose weight is per channel: [C, 1, ..] right before the places.
-
-    A norm that has its own weight is none: what it is multiplied by next is a mask of places.
-    """
-    index, axes = region.frame.index, region.frame.axes
-    if reading.weight is not None and index.shape(reading.weight) not in ((), (1,)):
-        return None
-    weight = _following_weight(region, y)
-    shape = index.shape(weight)
-    if weight is None or shape is None or axes[-1] != -1 or len(shape) <= len(axes):
-        return None
-    inside, outside = shape[-len(axes) :], shape[: -len(axes)]
-    if all(d == 1 for d in inside) and outside[-1] != 1 and index.rank(region.frame.x) == len(axes) + 2:
-        return "its weight is per channel while its mean runs over the places: an InstanceNormalization"
-    return None

@@ -7,7 +7,7 @@ is of no use after it was.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -26,12 +26,19 @@ _SHAPE_ONLY = {"Shape", "Size"}
 # Random, or with attributes that are too large to compare: tensors and bodies.
 _NEVER_EQUAL = RANDOM | {"Constant", "If", "Loop", "Scan"}
 _TYPE_INPUT = {"Where": 1, "CastLike": 1, "DequantizeLinear": 1}
+QUANTISERS = ("QuantizeLinear", "DequantizeLinear")
+TOLD_A_SHAPE = ("Reshape", "Expand", "ConstantOfShape")
 _SAME_SHAPE = {"Sqrt", "Reciprocal", "Neg", "Tanh", "Sigmoid", "Relu", "Erf", "LayerNormalization"}
 
 
 def is_op(node: ir.Node | None, *op_types: str) -> bool:
     """Whether the node is one of these operators of the default domain."""
     return node is not None and node.domain in ("", "ai.onnx") and node.op_type in op_types
+
+
+def is_quantiser(node: ir.Node | None) -> bool:
+    """Whether the node rounds to whole numbers, or makes floats of them; also those of ONNX Runtime itself."""
+    return node is not None and node.op_type in QUANTISERS and node.domain in ("", "ai.onnx", "com.microsoft")
 
 
 def data_inputs(node: ir.Node) -> Iterator[ir.Value]:
@@ -65,6 +72,8 @@ class GraphIndex:
     the node of the body, with the name of its attribute.
     """
 
+    across_quantisation = False  # whether rounding counts for nothing
+
     def __init__(
         self,
         graph: ir.Graph,
@@ -76,6 +85,7 @@ class GraphIndex:
         self.parent = parent
         self.holder = holder
         self.nodes: tuple[ir.Node, ...] = tuple(graph)
+        self.opset_imports = opset_imports
         self._opsets = {("" if k == "ai.onnx" else k): v for k, v in opset_imports.items()}
         self._position = {node: i for i, node in enumerate(self.nodes)}
         self._live = self._find_live()
@@ -83,6 +93,8 @@ class GraphIndex:
         self._numbers: dict[ir.Value, int] = {}
         self._keys: dict[tuple, int] = {}
         self._input_dependent = self._find_input_dependent()
+        self._sizes: dict[ir.Value, np.ndarray] = {}
+        self._follow_sizes()
 
     # -- the graph ------------------------------------------------------------------------------
 
@@ -195,25 +207,16 @@ class GraphIndex:
         if node.op_type == "CastLike":
             data, dtype = self.constant(node.inputs[0]), self.dtype(node.inputs[1])
             return data if data is None or dtype is None else data.astype(dtype.numpy())
-        fold = constants.FOLDS.get(node.op_type)
-        if fold is None:
-            return None
-        try:
-            data = fold(node, [self.constant(i) for i in node.inputs])
-        except (ValueError, IndexError, TypeError, ArithmeticError):  # a malformed file: then it is no constant of ours
-            return None
-        return data if data is None or data.size <= constants.LARGEST else None
+        data = _folded(constants.FOLDS, node, [self.constant(i) for i in node.inputs])
+        sizes = self._sizes.get(value)
+        if data is None and sizes is not None and not np.isnan(sizes).any():
+            return sizes.astype(np.int64)
+        return data
 
     def _fold_shape(self, node: ir.Node) -> np.ndarray | None:
         shape = self.shape(node.inputs[0])
-        if shape is None:
-            return None
-        wanted = shape[constants.integer(node, "start", 0) :][
-            : constants.integer(node, "end", len(shape)) - max(constants.integer(node, "start", 0), 0)
-        ]
-        if any(d is None for d in wanted):
-            return None
-        return np.asarray(wanted, np.int64)
+        wanted = None if shape is None else _sliced_shape(node, shape)
+        return None if wanted is None or np.isnan(wanted).any() else wanted.astype(np.int64)
 
     def _fold_size(self, node: ir.Node) -> np.ndarray | None:
         shape = self.shape(node.inputs[0])
@@ -224,6 +227,35 @@ class GraphIndex:
         if shape is None or any(d is None for d in shape):
             return None
         return np.asarray(np.prod([d for d in shape if d is not None]), np.int64)
+
+    def _follow_sizes(self) -> None:
+        """What follows from the shapes of values, element by element: NaN for a size that is not known."""
+        for node in self.nodes:
+            if is_op(node, "Shape"):
+                shape = self.shape(node.inputs[0])
+                found = None if shape is None else _sliced_shape(node, shape)
+            elif is_op(node, *constants.SIZE_FOLDS) and self._reads_sizes(node):
+                found = _folded(constants.SIZE_FOLDS, node, [self.sizes(i) for i in node.inputs])
+            else:
+                continue
+            if found is not None:
+                self._sizes[node.outputs[0]] = found
+
+    def _reads_sizes(self, node: ir.Node) -> bool:
+        joins = node.op_type == "Concat" and self.dtype(node.outputs[0]) in (ir.DataType.INT64, ir.DataType.INT32)
+        return joins or any(i in self._sizes for i in node.inputs)
+
+    def sizes(self, value: ir.Value | None) -> np.ndarray | None:
+        """A tensor of sizes (float64, NaN for one that is not known), at most one-dimensional; None if its length
+        is not known either."""
+        if value is None or value in self._sizes:
+            return None if value is None else self._sizes[value]
+        data, shape = self.constant(value), self.shape(value)
+        if data is not None:
+            return data.astype(np.float64) if data.ndim < 2 and data.dtype.kind in "iu" else None
+        if shape is None or len(shape) > 1 or any(d is None or d > constants.LARGEST for d in shape):
+            return None
+        return np.full([d or 0 for d in shape], np.nan)
 
     def _find_input_dependent(self) -> set[ir.Value]:
         dependent: set[ir.Value] = set()
@@ -245,11 +277,11 @@ class GraphIndex:
         shape = value.const_value.shape if value.shape is None and value.const_value else value.shape
         known = None if shape is None else tuple(d if isinstance(d, int) else None for d in shape)
         node = value.producer()
-        if is_op(node, "Reshape") and node is not None and (known is None or None in known):
-            target = self._reshaped(node)
-            if known is None or target is None or len(target) != len(known):
-                return target if known is None else known
-            return tuple(t if k is None else k for k, t in zip(known, target, strict=True))
+        if is_op(node, *TOLD_A_SHAPE) and node is not None and (known is None or None in known):
+            asked = self._asked_shape(node)
+            if known is None or asked is None or len(asked) != len(known):
+                return asked if known is None else known
+            return tuple(t if k is None else k for k, t in zip(known, asked, strict=True))
         if known is not None:
             return known
         if is_op(node, "Constant") and node is not None:
@@ -262,22 +294,21 @@ class GraphIndex:
             return self.shape(node.inputs[0])
         return None
 
-    def _reshaped(self, node: ir.Node) -> Shape | None:
-        """What a Reshape's target says of its output, also where only parts of it are constants."""
-        target = node.inputs[1] if len(node.inputs) > 1 else None
-        concat = target.producer() if target is not None else None
-        parts = list(concat.inputs) if is_op(concat, "Concat") and concat is not None else [target]
-        dims: list[int | None] = []
-        for part in parts:
-            data = self.constant(part)
-            length = self.shape(part)
-            if data is not None:
-                dims += [int(d) if d > 0 else None for d in data.flat]
-            elif length is not None and len(length) == 1 and length[0] is not None:
-                dims += [None] * length[0]
-            else:
-                return None
-        return tuple(dims)
+    def _asked_shape(self, node: ir.Node) -> Shape | None:
+        """The shape that a node is told to give, as far as its operand of sizes is known."""
+        place = 0 if node.op_type == "ConstantOfShape" else 1  # a Reshape of opset 1 has an attribute instead
+        sizes = self.sizes(node.inputs[place]) if place < len(node.inputs) else None
+        if sizes is None or sizes.ndim != 1:
+            return None
+        dims = tuple(None if np.isnan(d) or d <= 0 else int(d) for d in sizes)
+        if node.op_type != "Expand":
+            return dims
+        shape = self.shape(node.inputs[0])
+        if shape is None:
+            return None
+        rank = max(len(dims), len(shape))
+        pairs = zip(*((1,) * (rank - len(s)) + s for s in (shape, dims)), strict=True)
+        return tuple(next((d for d in pair if d not in (None, 1)), 1 if pair == (1, 1) else None) for pair in pairs)
 
     def rank(self, value: ir.Value | None) -> int | None:
         """The number of dimensions, where anything tells it."""
@@ -367,3 +398,20 @@ class GraphIndex:
                     return True
                 stack.append(i)
         return False
+
+
+def _sliced_shape(node: ir.Node, shape: Shape) -> np.ndarray:
+    """What a Shape node gives, NaN for what is not known."""
+    start, end = constants.integer(node, "start", 0), constants.integer(node, "end", len(shape))
+    return np.asarray([np.nan if d is None else d for d in shape[start:end]], np.float64)
+
+
+def _folded(
+    folds: Mapping[str, constants.Fold], node: ir.Node, inputs: Sequence[np.ndarray | None]
+) -> np.ndarray | None:
+    fold = folds.get(node.op_type)
+    try:
+        data = None if fold is None else fold(node, inputs)
+    except (ValueError, IndexError, TypeError, ArithmeticError):  # a malformed file: then it is no constant of ours
+        return None
+    return data if data is None or data.size <= constants.LARGEST else None

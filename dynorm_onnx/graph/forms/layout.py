@@ -43,8 +43,9 @@ def lift_over_flatten(index: GraphIndex, site: NormSite) -> NormSite:
     )
 
 
-def why_not_last_axis(index: GraphIndex, x: ir.Value) -> str | None:
-    """Why x's last axis is a group of channels and places rather than channels; None if it is not.
+def why_not_last_axis(index: GraphIndex, x: ir.Value, channels: int | None) -> str | None:
+    """Why x's last axis, of `channels` elements, is a group of channels and places rather than channels; None if it
+    is not.
 
     The bodies of GroupNormalization and InstanceNormalization hold a norm over the last axis behind a
     Reshape to [N, groups, -1]. A Reshape is harmless if its last axis is a part of the last axis that
@@ -55,7 +56,7 @@ def why_not_last_axis(index: GraphIndex, x: ir.Value) -> str | None:
         return None
     source = _before_reshapes(index, x)
     before, after = index.shape(source), index.shape(x)
-    size = after[-1] if after else None
+    size = (after[-1] if after else None) or channels
     if size is None:
         return "its Reshape merges an unknown part of the axes, as in a GroupNormalization"
     if before is None or before[-1] is None or before[-1] % size == 0:

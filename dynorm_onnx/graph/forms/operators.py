@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from dynorm_onnx.graph.forms import constants
 from dynorm_onnx.graph.forms.algebra import Polynomial
-from dynorm_onnx.graph.forms.index import GraphIndex
+from dynorm_onnx.graph.forms.index import QUANTISERS, GraphIndex
 
 HALF = Fraction(1, 2)
 # Below this a lower bound on a variance or a length only guards against zero, and is no formula.
@@ -23,12 +23,16 @@ GUARD = 1e-5
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
-    """Whose moments are meant: those of `x` over `axes` (negative), `count` elements if known."""
+    """Whose moments are meant: those of `x` over `axes` (negative), `count` elements if known.
+
+    `rank` is what x is taken to have where nothing says it.
+    """
 
     index: GraphIndex
     x: ir.Value
     axes: tuple[int, ...]
     count: int | None
+    rank: int | None = None
 
     def counted(self) -> Polynomial:
         return Polynomial.symbol("count") if self.count is None else Polynomial.constant(self.count)
@@ -38,12 +42,25 @@ Operands = list[Polynomial]
 Operator = Callable[[Frame, ir.Node, Operands], Polynomial | None]
 
 
-def reduced_axes(index: GraphIndex, node: ir.Node) -> tuple[int, ...] | None:
-    """The axes of a reduction, negative and ascending, from attribute or input.
+def reduced_axes(index: GraphIndex, node: ir.Node, assumed: int | None = None) -> tuple[int, ...] | None:
+    """The axes of a reduction, negative and ascending, from attribute or input; `assumed` is the rank where none is
+    known.
 
     () where they are absent (all axes); None where they are computed, positive with rank unknown, or
     beyond the rank.
     """
+    axes = written_axes(index, node)
+    rank = index.rank(node.inputs[0])
+    rank = assumed if rank is None else rank
+    if not axes:
+        return axes
+    if any(a >= 0 if rank is None else not -rank <= a < rank for a in axes):
+        return None
+    return tuple(sorted(a if a < 0 else a - (rank or 0) for a in axes))
+
+
+def written_axes(index: GraphIndex, node: ir.Node) -> tuple[int, ...] | None:
+    """The axes of a reduction as the file has them; () where they are absent, None where they are computed."""
     axes = constants.integers(node, "axes")
     if node.op_type == "LpNormalization":
         axes = (constants.integer(node, "axis", -1),)
@@ -52,16 +69,15 @@ def reduced_axes(index: GraphIndex, node: ir.Node) -> tuple[int, ...] | None:
         if data is None:
             return None
         axes = tuple(int(a) for a in data.flat)
-    rank = index.rank(node.inputs[0])
-    if axes is None:
-        return ()
-    if any(a >= 0 if rank is None else not -rank <= a < rank for a in axes):
-        return None
-    return tuple(sorted(a if a < 0 else a - (rank or 0) for a in axes))
+    return axes or ()
 
 
 def _same(frame: Frame, node: ir.Node, operands: Operands) -> Polynomial | None:
     return operands[0]
+
+
+def _rounded(frame: Frame, node: ir.Node, operands: Operands) -> Polynomial | None:
+    return operands[0] if frame.index.across_quantisation else None
 
 
 def _reshaped(frame: Frame, node: ir.Node, operands: Operands) -> Polynomial | None:
@@ -122,7 +138,7 @@ def _reduction(before: Fraction, counted: bool, after: Fraction) -> Operator:
     """(the mean, or the sum, of operand ** before) ** after."""
 
     def reduce(frame: Frame, node: ir.Node, operands: Operands) -> Polynomial | None:
-        if reduced_axes(frame.index, node) != frame.axes:
+        if reduced_axes(frame.index, node, frame.rank) != frame.axes:
             return None
         powered = operands[0].power(before)
         mean = None if powered is None else powered.mean()
@@ -145,6 +161,7 @@ def _normalize(frame: Frame, node: ir.Node, operands: Operands) -> Polynomial | 
 OPERATORS: dict[str, Operator] = {
     "Identity": _same,
     "Cast": _same,
+    **dict.fromkeys(QUANTISERS, _rounded),
     "CastLike": _same,
     "Reshape": _reshaped,
     "Unsqueeze": _reshaped,
@@ -171,5 +188,6 @@ OPERATORS: dict[str, Operator] = {
 # Inputs that say how, not what: they are no operands of the formula.
 OPERANDS: dict[str, slice] = {
     **{op: slice(0, 1) for op in ("Reshape", "Unsqueeze", "Squeeze", "Expand", "CastLike", "Clip", "Pow")},
+    **{op: slice(0, 1) for op in QUANTISERS},
     **{op: slice(0, 1) for op in ("ReduceMean", "ReduceSum", "ReduceSumSquare", "ReduceL2")},
 }

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from dynorm_onnx.graph.forms.affine import is_parameter
 from dynorm_onnx.graph.forms.algebra import LARGEST, Parameter, Polynomial
-from dynorm_onnx.graph.forms.index import FLOATS, GraphIndex, is_op
+from dynorm_onnx.graph.forms.index import FLOATS, GraphIndex, is_op, is_quantiser
 from dynorm_onnx.graph.forms.operators import OPERANDS, OPERATORS, Frame
 
 NODES = 1000  # a norm has a dozen; but a context may be read, and normalised, in every layer
@@ -48,7 +48,8 @@ def walk(frame: Frame, given: Mapping[ir.Value, Polynomial] | None = None) -> Re
 
     def push(value: ir.Value) -> None:
         for node in index.consumers(value):
-            if node in index and node not in seen and node.op_type in OPERATORS and is_op(node, node.op_type):
+            known = node.op_type in OPERATORS and (is_op(node, node.op_type) or is_quantiser(node))
+            if node in index and node not in seen and known:
                 seen.add(node)
                 heapq.heappush(queue, (index.position(node), node))
 

@@ -66,6 +66,8 @@ class Lowering:
         the rank of `x` is not known.
         """
         dtype = self._dtypes[site]
+        if x.shape is None and site.rank is not None:
+            x.shape = ir.Shape([None] * site.rank)
         if self._x_dtypes[site] != dtype:
             x = emit.op("Cast", [x], {"to": dtype.value}, output="wide", like=x, dtype=dtype)
         channels = _channels(site, x, weight, axes)
