@@ -43,8 +43,9 @@ def save_checkpoint(
     try:
         torch.save(content, temporary)
         os.replace(temporary, path)
-    except OSError as error:
-        raise UsageError(f"the checkpoint {path} cannot be written: {error.strerror or error}") from error
+    except (OSError, RuntimeError) as error:  # torch's own writer tells of folders and full disks by the second
+        why = getattr(error, "strerror", None) or error
+        raise UsageError(f"the checkpoint {path} cannot be written: {why}") from error
 
 
 def load_checkpoint(

@@ -12,6 +12,7 @@ import pytest
 
 from dynorm_onnx.calibration.fit_rows import Leeway
 from dynorm_onnx.calibration.norms import calibrate_norms
+from dynorm_onnx.errors import ModelError
 from dynorm_onnx.functions import REGISTRY, Coupling
 from dynorm_onnx.graph import model_io
 from dynorm_onnx.graph.rewrite import replace
@@ -93,3 +94,12 @@ def test_a_massive_token_counts_as_any_other_and_padding_for_nothing() -> None:
     y[1, 2] = 9.0
     mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
     assert float(total([stream_error(y, target, mask)])) == pytest.approx(0.25 / 5)
+
+
+def test_a_loss_that_is_not_finite_is_named(models: tuple[ir.Model, ir.Model]) -> None:
+    student, teacher = GraphModule(models[1], float_type=torch.float32), GraphModule(models[0])
+    with torch.no_grad():
+        next(iter(student.learned().values())).fill_(torch.nan)
+    how = Blockwise(steps=1, learning_rate=0.003, norm_learning_rate=0.002, train="all", precision="float32", seed=0)
+    with pytest.raises(ModelError, match=r"the loss of the block before '.*' is nan at step 1: try a smaller"):
+        train_blocks(student, teacher, [{"input_ids": torch.from_numpy(IDS[:2])}], how, lambda told: None)
