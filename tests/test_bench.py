@@ -173,7 +173,7 @@ def test_a_type_without_baseline_has_no_ratio() -> None:
 
 
 def test_an_unknown_function() -> None:
-    with pytest.raises(UsageError, match="'gelu'"):
+    with pytest.raises(UsageError, match="function 'gelu' is not one of"):
         OperatorModel(8, "float32", False, 1).function("gelu")
 
 

@@ -12,6 +12,7 @@ import onnx
 import pytest
 
 from dynorm_onnx import custom_ops
+from dynorm_onnx.convert import main
 from dynorm_onnx.errors import ModelError
 from dynorm_onnx.graph import model_io
 from dynorm_onnx.serving.genai import convert_genai_folder
@@ -236,3 +237,19 @@ def test_what_a_genai_config_has_in_another_form_is_named(decoder: Any, said: st
     with pytest.raises(ModelError, match=said):
         convert_genai_folder(source, tmp_path / "to", data=DATA)
     assert not (tmp_path / "to").exists()
+
+
+@pytest.mark.parametrize("knob", ["--output", "--data", "--report", "--tokenizer"])
+def test_a_name_that_is_too_long_for_a_file_is_wrong_use(
+    knob: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    onnx.save(
+        model(ONE_NODE, {name: array for name, array in WEIGHTS.items() if name in ONE_NODE}), tmp_path / "m.onnx"
+    )
+    np.savez(tmp_path / "d.npz", x=np.concatenate([feeds["x"] for feeds in DATA]))
+    (tmp_path / "d.txt").write_text("text")
+    name = "long" * 80 + {"--data": ".npz", "--report": ".html"}.get(knob, "")
+    data = ["--data", str(tmp_path / ("d.txt" if knob == "--tokenizer" else "d.npz"))] if knob != "--data" else []
+    before = sorted(tmp_path.iterdir())
+    assert main([str(tmp_path / "m.onnx"), "-q", "--no-time", *data, knob, str(tmp_path / name)]) == 2
+    assert "error: " in capsys.readouterr().err and sorted(tmp_path.iterdir()) == before

@@ -199,7 +199,9 @@ def require_output(model: ir.Model, path: str | os.PathLike[str]) -> None:
     To be asked before hours of work, not only after them.
     """
     target, data = _files(path)
-    if target.is_dir():
+    with _cannot_be_written(path):
+        is_folder = target.is_dir()
+    if is_folder:
         raise UsageError(f"{path}: cannot be written: it is a folder; name a file for the output.")
     if not os.access(target.parent, os.W_OK):
         problem = "is read-only" if target.parent.is_dir() else "is not there"

@@ -18,7 +18,7 @@ def new_folder(target: Path) -> Iterator[Path]:
 
     Parents are made. Raises UsageError if there is something at `target` already, or nothing can be written there.
     """
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+    if os.path.lexists(target) and not (target.is_dir() and not any(target.iterdir())):
         raise UsageError(f"{target}: is there already; choose another output or remove it.")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -90,8 +90,8 @@ def test_the_experiment_gives_a_figure(tmp_path: Path) -> None:
         (["--coupled", "4"], "--coupled 4 needs --model"),
         (["--model", "m.onnx", "--coupled", "-1"], "--coupled -1"),
         (["--model", "not_there.onnx"], "not_there.onnx"),
-        (["--plot", "none/x.png"], "--plot none/x.png"),
-        (["--plot", "x.nonsense"], "--plot x.nonsense"),
+        (["--plot", "none/x.png"], "--plot none/x.png: nothing can be written in that folder"),
+        (["--plot", "x.nonsense"], "--plot x.nonsense: cannot be written"),
     ],
 )
 def test_wrong_use_is_told_in_a_sentence(

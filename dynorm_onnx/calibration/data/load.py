@@ -201,10 +201,10 @@ def _read(data: Any, wanted: _Wanted) -> _Found:
         items = [data] if isinstance(data, Mapping) else data
         return _Found("samples given in Python", feeds=read_iterable(items, wanted.signature, wanted.total))
     path = Path(data)
-    if path.is_dir():
+    if os.path.isdir(path):
         samples = read_folder(path, wanted.signature, wanted.total, wanted.rng)
         return _Found(f"arrays in {path.name}", feeds=samples)
-    if not path.is_file():
+    if not os.path.isfile(path):  # also of a name that is too long for any file
         raise DataError(f"the data {path} does not exist")
     kind = path.suffix.lower()
     if kind == ".npz":

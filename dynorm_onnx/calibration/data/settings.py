@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def read_settings(folder: Path | None) -> ModelSettings:
 
 def _sections(path: Path | None) -> list[dict[str, Any]]:
     """The file's object and the objects in it that describe the text model."""
-    if path is None or not path.is_file():
+    if path is None or not os.path.isfile(path):
         return []
     try:
         settings = json.loads(path.read_bytes())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ def load_encoder(tokenizer: Path | None, folder: Path | None) -> TextEncoder:
     where the file is no tokenizer.
     """
     path = tokenizer or (folder / "tokenizer.json" if folder is not None else None)
-    if path is None or not path.is_file():
+    if path is None or not os.path.isfile(path):
         where = f"{path} does not exist" if path is not None else "none was given"
         raise UsageError(f"text needs the model's tokenizer ({where}): name its tokenizer.json with --tokenizer")
     try:

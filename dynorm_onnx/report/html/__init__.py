@@ -20,7 +20,7 @@ __all__ = ["render", "require_html", "staged_html", "write_html"]
 def require_html(path: Path) -> None:
     """Raises UsageError where write_html() could not write: to be asked before hours of work, not after them."""
     require_matplotlib("--report")
-    if path.is_dir():
+    if os.path.isdir(path):  # also of a name that is too long for any file
         raise UsageError(f"--report {path}: is a folder; name a file")
     folder = path.absolute().parent
     if not os.access(folder, os.W_OK):

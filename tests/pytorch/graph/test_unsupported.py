@@ -7,8 +7,9 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+import torch
 
-from dynorm_onnx.errors import ModelError
+from dynorm_onnx.errors import DataError, ModelError
 from dynorm_onnx.pytorch.graph import GraphModule
 from dynorm_onnx.pytorch.graph.tensors import to_torch
 from tests.pytorch.graph.case import MS, Case, floats, ints
@@ -80,5 +81,13 @@ def test_a_weight_without_data_is_named() -> None:
         GraphModule(found)
 
 
-def _tensor(array: np.ndarray):  # type: ignore[no-untyped-def]
+def test_inputs_that_are_missing_or_do_not_fit_are_named() -> None:
+    run = GraphModule(ir.from_proto(model("g (float[n] x, float[m] b) => (float[k] y) { y = Add(x, b) }", {})))
+    with pytest.raises(DataError, match="the model takes 'b', which was not given"):
+        run(x=_tensor(floats(2)))
+    with pytest.raises(ModelError, match=r"failed in PyTorch on shapes \(2,\), \(3,\)"):
+        run(x=_tensor(floats(2)), b=_tensor(floats(3)))
+
+
+def _tensor(array: np.ndarray) -> torch.Tensor:
     return to_torch(ir.tensor(array))
