@@ -19,11 +19,12 @@ import pytest
 from dynorm_onnx import convert_model, custom_ops
 from dynorm_onnx.bench import __main__ as bench
 from dynorm_onnx.bench.models import make_untrained
+from dynorm_onnx.calibration.data import records, signature
 from dynorm_onnx.config import ConvertConfig
-from dynorm_onnx.graph import model_io, rewrite
+from dynorm_onnx.graph import model_io, prepare, rewrite
 from dynorm_onnx.graph.lower import canonical
 from dynorm_onnx.report import html
-from dynorm_onnx.runtime import arrays, placement, session, timing, validate
+from dynorm_onnx.runtime import arrays, placement, session, timing
 from dynorm_onnx.runtime.library import onnxruntime
 from dynorm_onnx.serving import __main__ as serving
 from dynorm_onnx.serving import genai, load, speed, triton
@@ -125,12 +126,35 @@ def one_token(folder: Path, _: pytest.MonkeyPatch) -> object:
     return speed.measure_speed([folder / "lm"], "def", tokens=1, runs=1)
 
 
-def no_map(folder: Path, _: pytest.MonkeyPatch) -> object:
+def given_by_nothing(folder: Path, _: pytest.MonkeyPatch) -> object:
     proto = normed()
-    mapped = onnx.helper.make_map_type_proto(onnx.TensorProto.INT64, onnx.helper.make_tensor_type_proto(1, []))
-    proto.graph.output.append(onnx.helper.make_value_info("z", mapped))
+    proto.graph.output.append(onnx.helper.make_tensor_value_info("z", onnx.TensorProto.FLOAT, None))
     onnx.save(proto, folder / "model.onnx")
     return model_io.load(folder / "model.onnx")
+
+
+def malformed(**change: list[str]) -> object:
+    proto = normed()
+    for field, names in change.items():
+        del getattr(proto.graph.node[0], field)[:]
+        getattr(proto.graph.node[0], field).extend(names)
+    return prepare.prepare(ir.from_proto(proto))
+
+
+def recorded(folder: Path, content: str) -> object:
+    (folder / "data.jsonl").write_text(content)
+    return convert_model(written(folder), data=folder / "data.jsonl")
+
+
+def lines_of(folder: Path, content: bytes) -> object:
+    (folder / "data.txt").write_bytes(content)
+    return records.read_lines(folder / "data.txt", signature(normed_ir()).inputs[0], signature(normed_ir()), 1)
+
+
+def of_other_shapes(*_: object) -> None:
+    torch = pytest.importorskip("torch", reason="needs PyTorch: pip install dynorm-onnx[torch]")
+    losses = importlib.import_module("dynorm_onnx.pytorch.distil.losses")
+    losses.require_shapes({"y": torch.ones(2)}, {"y": torch.ones(3)}, ["y"])
 
 
 def without_norm(folder: Path) -> Path:
@@ -147,14 +171,6 @@ def unloadable(folder: Path, patch: pytest.MonkeyPatch) -> Path:
 def registered(folder: Path, patch: pytest.MonkeyPatch) -> object:
     unloadable(folder, patch)
     return custom_ops.register(onnxruntime().SessionOptions())
-
-
-def validated(*_: object) -> object:
-    ours, theirs = (
-        session.make_session(model(f"g (float[n] x) => (float[m] y) {{ y = Concat<axis = 0>({what}) }}", {}))
-        for what in ("x", "x, x")
-    )
-    return validate.validate(ours, theirs, [{"x": np.ones(3, np.float32)}])
 
 
 def elsewhere(*_: object) -> object:
@@ -178,9 +194,23 @@ PROVOKED: dict[str, dict[str, Provocation]] = {
         "a name in Kubernetes is": lambda *_: Deployment(name="A B"),
         "is no quantity such as": lambda *_: Deployment(name="a", cpu="much"),
     },
-    "runtime/validate.py": {
-        "of the converted model has shape": validated,
+    "calibration/data/arrays.py": {
+        ", which is no array:": lambda folder, _: convert_model(written(folder), data=[{"x": [[1], [1, 2]]}]),
     },
+    "calibration/data/records.py": {
+        "holds no samples": lambda folder, _: recorded(folder, "\n"),
+        "must be an object of the model's": lambda folder, _: recorded(folder, '{"z": 1}'),
+        "is not JSON": lambda folder, _: recorded(folder, "{"),
+        "is no array": lambda folder, _: recorded(folder, '{"x": [[1], [1, 2]]}'),
+        "holds no text": lambda folder, _: lines_of(folder, b"\n"),
+        "is not UTF-8 text": lambda folder, _: lines_of(folder, b"\xff"),
+    },
+    "graph/malformed.py": {
+        "where its operator has": lambda *_: malformed(input=["x"]),
+        "which its operator needs": lambda *_: malformed(input=["x", "", "w"]),
+    },
+    "graph/value_names.py": {"is not a valid ONNX model: the name": given_by_nothing},
+    "pytorch/distil/losses.py": {"as in the original, so that they": of_other_shapes},
     "runtime/placement.py": {
         "nodes that it should run were placed elsewhere": elsewhere,
     },
@@ -207,7 +237,7 @@ PROVOKED: dict[str, dict[str, Provocation]] = {
         "is not a number of seconds above 0": lambda *_: bench._seconds("soon"),
         "is not a batch x length": lambda *_: bench._size("8"),
     },
-    "calibration/data/drawn_inputs.py": {"can be drawn: the model does not say": drawn_without_shape},
+    "calibration/data/drawn_inputs.py": {"can be drawn: ": drawn_without_shape},
     "config.py": {
         "has no argument": lambda *_: ConvertConfig.of("m.onnx", speed=1),
         "must be positive, not": lambda *_: ConvertConfig.of("m.onnx", learning_rate=0),
@@ -217,7 +247,6 @@ PROVOKED: dict[str, dict[str, Provocation]] = {
         "is normalised over an inner axis": lambda *_: canonical._to_last_axis(None, ir.Value(name="h"), (1,), 8),
     },
     "graph/model_io.py": {
-        "is a map or holds maps": no_map,
         "cannot be written: the folder": lambda folder, _: model_io.save(normed_ir(), folder / "none" / "m.onnx"),
         "…: cannot be written: ….": lambda folder, _: model_io.save(normed_ir(), folder / f"{'long' * 80}.onnx"),
     },

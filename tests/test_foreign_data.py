@@ -208,7 +208,7 @@ def test_sequences_are_data(source: Any, text: str, tmp_path: Path) -> None:
 
 def test_one_tensor_is_no_sequence(tmp_path: Path) -> None:
     proto = model(SEQUENCE, {"lin": LIN, "w": WEIGHT})
-    with pytest.raises(DataError, match=r"'parts' must be a sequence of float32 \[m, 8\]"):
+    with pytest.raises(DataError, match=r"'parts' must be a sequence of float32 \[m, 8\]; the data has one"):
         (tmp_path / "data.jsonl").write_text('{"parts": 3.5, "x": [[1, 2, 3, 4, 5, 6, 7, 8]]}')
         converted(proto, tmp_path, data=tmp_path / "data.jsonl")
 
