@@ -207,6 +207,18 @@ def test_presents_by_order_where_names_do_not_tell() -> None:
     assert signature(model).presents == {"k_cache_a": "new_cache_1", "v_cache_a": "new_cache_2"}
 
 
+def test_positions_of_masked_words_are_no_positions_of_tokens() -> None:
+    model = parsed(
+        "(float[batch,length,8] x, int64[batch,words,1] masked_positions, int64[3,batch,length] position_ids) "
+        "=> (float[batch,words,8] y) { p = Cast<to = 1>(position_ids) "
+        "h = GatherND<batch_dims = 1>(x, masked_positions) "
+        "s = ReduceSum(p) y = Add(h, s) }"
+    )
+    _, masked, positions = signature(model).inputs
+    assert (masked.role, masked.batch_axis) == ("other", 0)
+    assert (positions.role, positions.batch_axis) == ("position_ids", 1)
+
+
 @pytest.mark.parametrize(
     ("kind", "said"),
     [

@@ -111,7 +111,7 @@ def signature(model: ir.Model) -> ModelSignature:
     values = [value for value in model.graph.inputs if not value.is_initializer()]
     weights = read_as_weights(model.graph)
     specs = _with_sizes_read([_input_spec(value, value in weights) for value in values], values)
-    inputs = _with_batch_axes(_with_structural_roles(specs))
+    inputs = [_as_it_is_shaped(spec) for spec in _with_batch_axes(_with_structural_roles(specs))]
     return ModelSignature(
         inputs=tuple(inputs),
         longest=length_bound(model.graph),
@@ -240,6 +240,13 @@ def _batch_axis(spec: InputSpec, batch: Dim) -> int | None:
         return None
     # knobs among the inputs have a first axis of their own
     return axis if spec.role not in ("other", "unread") or shape[0] == batch else None
+
+
+def _as_it_is_shaped(spec: InputSpec) -> InputSpec:
+    """Positions of three axes are rotary sections, [3, batch, length]; others only have a name like positions, as those
+    of masked words have, [batch, words, 1]."""
+    is_other = spec.role == "position_ids" and len(spec.shape or ()) == 3 and spec.batch_axis == 0
+    return dataclasses.replace(spec, role="other") if is_other else spec
 
 
 def _logits(model: ir.Model, inputs: list[InputSpec]) -> str | None:
