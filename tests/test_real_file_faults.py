@@ -11,9 +11,12 @@ import onnx_ir as ir
 import pytest
 
 from dynorm_onnx import convert_model
+from dynorm_onnx.calibration.data import signature
+from dynorm_onnx.calibration.data.trial import is_for_one_sample
 from dynorm_onnx.errors import DataError
 from dynorm_onnx.graph.output_kind import output_kinds
 from dynorm_onnx.report import Report
+from dynorm_onnx.runtime.session import FATAL, Optimization, make_session
 from tests.test_foreign_files import LIN, C, converted, model, outputs
 from tests.tolerances import relative_error
 
@@ -123,6 +126,34 @@ def test_samples_that_cannot_be_joined_are_run_one_by_one(
     assert relative_error(outputs(exact, x=x)["y"], outputs(proto, x=x)["y"]) < 1e-5
 
 
+NOISY = """
+g (float[batch,seq,8] x) => (float[batch,seq,8] y) {
+  noise = RandomNormalLike(x)
+  h = Add(x, noise)
+  y = LayerNormalization<axis = -1>(h, w, b)
+}"""
+ALIKE = """
+g (float[batch,seq,8] x) => (float[batch,seq,8] y, float[1] worst) {
+  y = LayerNormalization<axis = -1>(x, w, b)
+  worst = ReduceMax<axes = [0, 1, 2], keepdims = 1>(y)
+}"""
+
+
+@pytest.mark.parametrize(("text", "alone"), [
+    (RESHAPED, True), (CLASS_TOKEN, True), (ATTENDED, True), (NOISY, False), (ALIKE, False),
+])  # fmt: skip
+def test_two_samples_are_tried_together(text: str, alone: bool) -> None:
+    proto = proto_of(text, stretched=np.array([1, -1, C], np.int64))
+    what = signature(ir.from_proto(proto))
+    batches = [{"x": normal(4, 5, C)}, {"x": normal(1, 5, C)}]
+
+    def opened(optimization: Optimization) -> Any:
+        return make_session(proto, optimization=optimization, log_severity=FATAL)
+
+    assert is_for_one_sample(opened, batches, what) == alone
+    assert not is_for_one_sample(opened, batches[1:], what), "there are no two to try"
+
+
 # ------------------------------------------------------------------------------------------------ states and caches
 
 FIXED_CACHE = """
@@ -152,7 +183,6 @@ def test_feeds_of_exactly_the_sizes_of_a_model_are_one_sample_each(
 def test_caches_may_lack_and_be_cut_where_one_axis_can_count_their_samples(tmp_path: Path) -> None:
     proto = proto_of(FIXED_CACHE)
     assert is_well_converted(converted(proto, tmp_path, data=[{"x": normal(1, 4, C, seed=s)} for s in range(24)])[1])
-    (tmp_path / "many.npz").touch()
     np.savez(tmp_path / "many.npz", x=normal(24, 4, C), state_cache=normal(3, 24, 4, C))
     calibration = converted(proto, tmp_path, data=tmp_path / "many.npz")[1].calibration
     assert calibration is not None and calibration.samples == 20
