@@ -24,12 +24,13 @@ class HeldOut:
     whole: bool | None = None  # where rows cannot be told apart by sample; None: there is no other batch
 
 
-def held_out_samples(batches: Sequence[Feeds]) -> list[HeldOut | None]:
+def held_out_samples(batches: Sequence[Feeds], *, outermost: bool = True) -> list[HeldOut | None]:
     """For every batch what is held out: one sample in SHARE, spread evenly, or one of fewer; and so of batches.
 
-    Where there is one sample in all, None: it is parted by its rows.
+    Where samples are not the `outermost` axis, behind time say, no rows are of one sample alone, and batches count as
+    samples. Where there is one sample in all, None: it is parted by its rows.
     """
-    sizes = [_samples(feeds) for feeds in batches]
+    sizes = [_samples(feeds) if outermost else 1 for feeds in batches]
     if sum(sizes) < 2:
         return [None] * len(sizes)
     samples = np.split(_one_in_share(sum(sizes)), np.cumsum(sizes)[:-1])

@@ -50,3 +50,9 @@ def test_rows_that_no_sample_owns_go_with_their_batch(rows: int) -> None:
     held = [held_out_rows(own, rows) for own in flags]
     assert [bool(own.all()) for own in held] == ([False] * (SHARE - 1) + [True]) * 2
     assert [bool(own.any()) for own in held] == ([False] * (SHARE - 1) + [True]) * 2
+
+
+def test_samples_behind_time_are_held_out_with_their_batch() -> None:
+    flags = held_out_samples([{"x": np.zeros((5, 2, 4))}] * SHARE, outermost=False)
+    held = [held_out_rows(own, 10) for own in flags]
+    assert [bool(own.all()) for own in held] == [bool(own.any()) for own in held] == [False] * (SHARE - 1) + [True]

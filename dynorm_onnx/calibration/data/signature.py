@@ -83,6 +83,12 @@ class ModelSignature:
         return any(spec.is_sequence for spec in self.inputs)
 
     @property
+    def has_samples_outermost(self) -> bool:
+        """Whether the first axis of an input counts samples, as far as the model says which does."""
+        axes = [spec.batch_axis for spec in self.inputs if spec.batch_axis is not None]
+        return not axes or 0 in axes
+
+    @property
     def fixed_batch(self) -> int | None:
         """The number of samples that every batch must have, where the model fixes it."""
         sizes = [(spec.shape or ())[spec.batch_axis] for spec in self.inputs if spec.batch_axis is not None]
