@@ -19,6 +19,7 @@ from dynorm_onnx.functions import REGISTRY
 from dynorm_onnx.graph import model_io
 from dynorm_onnx.graph.fold import Folds
 from dynorm_onnx.graph.lower import LoweredNorm
+from dynorm_onnx.graph.output_kind import output_kinds
 from dynorm_onnx.graph.rewrite import drop_unused_functions, replace, set_initializers
 from dynorm_onnx.progress import StepClock
 from dynorm_onnx.runtime.arrays import Feeds
@@ -165,4 +166,5 @@ def _compared(
     progress: Callable[[int, int], None],
 ) -> Validation:
     before, after = (open_for_batches(model, provider=config.provider) for model in (config.model, converted))
-    return validate(before, after, batches, vocabulary=vocabulary, progress=progress)
+    kinds = output_kinds(converted.graph)
+    return validate(before, after, batches, vocabulary=vocabulary, kinds=kinds, progress=progress)

@@ -30,7 +30,7 @@ from dynorm_onnx.report.evidence import Evidence, gather_evidence
 from dynorm_onnx.report.html import require_html, staged_html
 from dynorm_onnx.runtime.fuse import fuse_for_ort, same_outputs
 from dynorm_onnx.runtime.pieces import open_for_batches
-from dynorm_onnx.runtime.session import make_session, run_model
+from dynorm_onnx.runtime.session import FATAL, make_session, run_model
 from dynorm_onnx.runtime.timing import Timing
 from dynorm_onnx.runtime.value_types import value_types
 from dynorm_onnx.runtime.variants import time_within
@@ -168,7 +168,9 @@ def _load_data(config: ConvertConfig, prepared: ir.Model, progress: Progress) ->
         seed=config.seed,
         folder=config.model.parent,
         drawn=config.to == "rmsnorm",  # nothing is fitted, so any input shows whether the outputs are the same
-        trial=lambda: open_for_batches(config.model, provider=config.provider),
+        trial=lambda optimization: open_for_batches(
+            config.model, provider=config.provider, optimization=optimization, log_severity=FATAL
+        ),
         progress=lambda done, total: progress("data", done, total),
     )
 

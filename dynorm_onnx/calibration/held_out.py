@@ -6,6 +6,7 @@ and what is chosen by it would be chosen on tokens that are better than any othe
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,26 +16,45 @@ from dynorm_onnx.runtime.arrays import Feeds
 SHARE = 8  # one sample in so many is held out
 
 
-def held_out_samples(batches: Sequence[Feeds]) -> list[np.ndarray | None]:
-    """For every batch, bool [samples]: whether a sample is held out. One in SHARE is, spread evenly; one of fewer.
+@dataclasses.dataclass(frozen=True)
+class HeldOut:
+    """What is held out of one batch of several samples in all."""
 
-    Where there is one sample in all, None: it is parted by its rows.
+    samples: np.ndarray  # bool [samples]
+    whole: bool | None = None  # where rows cannot be told apart by sample; None: there is no other batch
+
+
+def held_out_samples(batches: Sequence[Feeds], *, outermost: bool = True) -> list[HeldOut | None]:
+    """For every batch what is held out: one sample in SHARE, spread evenly, or one of fewer; and so of batches.
+
+    Where samples are not the `outermost` axis, behind time say, no rows are of one sample alone, and batches count as
+    samples. Where there is one sample in all, None: it is parted by its rows.
     """
-    sizes = [_samples(feeds) for feeds in batches]
-    total = sum(sizes)
-    if total < 2:
+    sizes = [_samples(feeds) if outermost else 1 for feeds in batches]
+    if sum(sizes) < 2:
         return [None] * len(sizes)
-    every = min(SHARE, total)
-    return list(np.split(np.arange(total) % every == every - 1, np.cumsum(sizes)[:-1]))
+    samples = np.split(_one_in_share(sum(sizes)), np.cumsum(sizes)[:-1])
+    whole = _one_in_share(len(sizes)).tolist() if len(sizes) > 1 else [None]
+    return [HeldOut(own, every) for own, every in zip(samples, whole, strict=True)]
 
 
-def held_out_rows(samples: np.ndarray | None, rows: int) -> np.ndarray:
+def _one_in_share(count: int) -> np.ndarray:
+    every = min(SHARE, count)
+    return np.arange(count) % every == every - 1
+
+
+def held_out_rows(held_out: HeldOut | None, rows: int) -> np.ndarray:
     """Bool [rows] for an array that is flattened to rows, the samples outermost: the rows of held-out samples.
 
-    Where rows cannot be told apart by sample the last in SHARE of the rows, or one of fewer, but never the only one.
+    Rows that cannot be told apart by sample, of a norm over a whole batch say, are held out with their batch. Of a
+    single batch the last in SHARE of the rows is, or one of fewer, but never the only one.
     """
-    if samples is not None and len(samples) and rows % len(samples) == 0:
-        return np.repeat(samples, rows // len(samples))
+    if held_out is not None:
+        samples = held_out.samples
+        if len(samples) and rows % len(samples) == 0:
+            return np.repeat(samples, rows // len(samples))
+        if held_out.whole is not None:
+            return np.full(rows, held_out.whole)
     return np.arange(rows) >= rows - (max(rows // SHARE, 1) if rows > 1 else 0)
 
 

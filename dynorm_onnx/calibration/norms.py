@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
+from dynorm_onnx.calibration.data import signature
 from dynorm_onnx.calibration.fit import Fit
 from dynorm_onnx.calibration.fit_rows import Leeway, fit_rows, told
 from dynorm_onnx.calibration.held_out import held_out_samples
@@ -72,7 +73,7 @@ def solve_in_order(
     by_name = {point.name: solve for point, solve in solvers}
     points = [point for point, _ in solvers]
     weights = weights_of_batches(lowered, batches)
-    held_out = held_out_samples(batches)
+    held_out = held_out_samples(batches, outermost=signature(lowered).has_samples_outermost)
     with StageRunner(lowered, converted, points, batches, token_weights=weights, held_out=held_out) as runner:
         for point in runner.points(progress):
             by_name[point.name](converted, runner.activations)

@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from dynorm_onnx.calibration.held_out import held_out_rows
+from dynorm_onnx.calibration.held_out import HeldOut, held_out_rows
 from dynorm_onnx.calibration.weights import row_weights
 
 
@@ -23,10 +23,8 @@ class Rows:
     held_out: np.ndarray
 
     @classmethod
-    def of(
-        cls, x: np.ndarray, target: np.ndarray, token_weights: np.ndarray | None, held_out: np.ndarray | None
-    ) -> Rows:
-        """From x and target [..., C], the weights of the tokens [batch, length] and the samples [batch] held out."""
+    def of(cls, x: np.ndarray, target: np.ndarray, token_weights: np.ndarray | None, held_out: HeldOut | None) -> Rows:
+        """From x and target [..., C], the weights of the tokens [batch, length] and what is held out."""
         rows, wanted = (np.asarray(array).reshape(-1, x.shape[-1]) for array in (x, target))
         weights = row_weights(token_weights, x)
         usable = (weights > 0) & _finite(rows) & _finite(wanted)

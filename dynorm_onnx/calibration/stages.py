@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import onnx_ir as ir
 
+from dynorm_onnx.calibration.held_out import HeldOut
 from dynorm_onnx.calibration.plan import Plan, SolvePoint, Stage, make_plan
 from dynorm_onnx.errors import ModelError
 from dynorm_onnx.graph.pieces import part_of_model
@@ -33,7 +34,7 @@ class Activations:
     original: dict[str, np.ndarray]
     converted: dict[str, np.ndarray]
     token_weights: np.ndarray | None  # [batch, length], see weights.py
-    held_out: np.ndarray | None = None  # bool [batch], see held_out.py
+    held_out: HeldOut | None = None
 
 
 def require_pairs(name: str, original: np.ndarray, converted: np.ndarray) -> None:
@@ -62,7 +63,7 @@ class StageRunner:
         batches: Sequence[Feeds],
         *,
         token_weights: Sequence[np.ndarray | None] = (),
-        held_out: Sequence[np.ndarray | None] = (),
+        held_out: Sequence[HeldOut | None] = (),
         memory_limit: int = MEMORY_LIMIT,
     ) -> None:
         self._models = {"original": original, "converted": converted}

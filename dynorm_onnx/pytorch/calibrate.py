@@ -23,7 +23,7 @@ from torch.nn import functional
 from dynorm_onnx.calibration.coupling import squared_lengths
 from dynorm_onnx.calibration.fit import Fit
 from dynorm_onnx.calibration.fit_rows import Leeway, fit_rows
-from dynorm_onnx.calibration.held_out import held_out_samples
+from dynorm_onnx.calibration.held_out import HeldOut, held_out_samples
 from dynorm_onnx.calibration.leeway import leeways_of
 from dynorm_onnx.calibration.massive import LOOKED_AT, has_sinks
 from dynorm_onnx.calibration.rows import Rows
@@ -157,7 +157,7 @@ class _Tokens:
     """By batch, the weights of its tokens and which of its samples are held out."""
 
     weights: Sequence[np.ndarray | None]
-    held_out: Sequence[np.ndarray | None]
+    held_out: Sequence[HeldOut | None]
 
     def rows(self, batch: int, x: torch.Tensor, target: torch.Tensor) -> Rows:
         return Rows.of(_numpy(x), _numpy(target), self.weights[batch], self.held_out[batch])

@@ -60,24 +60,26 @@ def open_model(
     limit: int = WHOLE_LIMIT,
     spinning: bool = True,
     arena: bool = True,
+    **options: Any,
 ) -> Any:
     """An InferenceSession of the model, or a PiecewiseModel where its weights are more than `limit` bytes.
 
-    `spinning` and `arena` are make_session()'s. Raises what make_session() raises.
+    `spinning`, `arena` and further options are make_session()'s. Raises what make_session() raises.
     """
     loaded = (
         model if isinstance(model, ir.Model) else prepare(load(model), value_types)
     )  # pieces need the types of values
     size = weight_bytes(loaded)
     if size <= limit:
-        return make_session(model, provider=provider, spinning=spinning, arena=arena)
+        return make_session(model, provider=provider, spinning=spinning, arena=arena, **options)
     log.info("%d MiB of weights: the model is run piece by piece", size >> 20)
-    return PiecewiseModel(loaded, provider=provider)
+    return PiecewiseModel(loaded, provider=provider, **options)
 
 
-def open_for_batches(model: str | os.PathLike[str] | ir.Model, *, provider: Provider = "cpu") -> Any:
+def open_for_batches(model: str | os.PathLike[str] | ir.Model, *, provider: Provider = "cpu", **options: Any) -> Any:
     """What open_model() gives, for run_batches(): two models side by side then need not be in memory whole."""
-    return open_model(model, provider=provider, limit=BATCHES_LIMIT if provider == "cpu" else WHOLE_LIMIT)
+    limit = BATCHES_LIMIT if provider == "cpu" else WHOLE_LIMIT
+    return open_model(model, provider=provider, limit=limit, **options)
 
 
 def run_batches(
@@ -145,8 +147,10 @@ class PiecewiseModel:
     It has what arrays.run() asks of an InferenceSession. The model must not be changed meanwhile.
     """
 
-    def __init__(self, model: ir.Model, *, provider: Provider = "cpu", limit: int = PIECE_LIMIT) -> None:
-        self._model, self._provider = model, provider
+    def __init__(
+        self, model: ir.Model, *, provider: Provider = "cpu", limit: int = PIECE_LIMIT, **options: Any
+    ) -> None:
+        self._model, self._provider, self._options = model, provider, options
         self._pieces = cut_by_weights(model.graph, limit)
 
     @property
@@ -204,7 +208,7 @@ class PiecewiseModel:
 
     def _session(self, piece: Piece) -> Any:
         part = part_of_model(self._model, piece.inputs, piece.outputs)
-        return make_session(part, provider=self._provider, arena=False)
+        return make_session(part, provider=self._provider, arena=False, **self._options)
 
     def _require_feeds(self, batches: Sequence[Feeds]) -> None:
         for feeds in batches:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from dynorm_onnx.errors import DataError
+from dynorm_onnx.graph.output_kind import OutputKind
 from dynorm_onnx.runtime.arrays import Feeds, is_float
 from dynorm_onnx.runtime.classes import Telling, tells_classes
 from dynorm_onnx.runtime.logits import CausalProbe, LogitsOutput, kept_positions, logits_output, token_input
@@ -152,6 +154,7 @@ def validate(
     batches: Iterable[Feeds],
     *,
     vocabulary: int | None = None,
+    kinds: Mapping[str, OutputKind] = MappingProxyType({}),
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Validation:
     """Compare two models on the same inputs; each runs every batch once, and the original a few tokens more.
@@ -163,6 +166,7 @@ def validate(
             samples. Positions where `attention_mask` is 0 are left out of everything.
         vocabulary: rows of the embedding that the token input indexes, where known; lets logits be
             recognised that no output name tells (see logits_output()).
+        kinds: what the graph tells of the outputs, see output_kinds().
         progress: called with (runs done, runs in all).
 
     Raises:
@@ -196,7 +200,7 @@ def validate(
             logits = logits_output(feeds, before, vocabulary)
             causal = logits is not None and probe is not None and probe.is_passed(probed, logits)
             probed.clear()
-            telling = _telling(feeds, before, logits)
+            telling = _telling(feeds, before, logits, kinds)
         kept = kept_positions(feeds)
         others |= {name: f"{name} ({_kind(array)})" for name, array in before.items() if not _holds_floats(array)}
         for name in (name for name, array in before.items() if _comparable(array) and name not in differ):
@@ -215,11 +219,17 @@ def validate(
     return Validation(samples, errors, quality, made_logits, left_out=left_out, other_shapes=shapes.told())
 
 
-def _telling(feeds: Feeds, outputs: Feeds, logits: LogitsOutput | None) -> dict[str, Telling | None]:
+def _telling(
+    feeds: Feeds, outputs: Feeds, logits: LogitsOutput | None, kinds: Mapping[str, OutputKind]
+) -> dict[str, Telling | None]:
     """How the outputs tell classes, told from one batch; a language model's logits are no classes."""
     samples = _sample_count(feeds)
     others = {name: array for name, array in outputs.items() if logits is None or name != logits.name}
-    return {name: tells_classes(name, array, samples) for name, array in others.items() if _comparable(array)}
+    return {
+        name: tells_classes(name, array, samples, kinds.get(name))
+        for name, array in others.items()
+        if _comparable(array)
+    }
 
 
 class _Shapes:

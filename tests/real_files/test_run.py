@@ -23,8 +23,10 @@ g (float[n,4,8] x) => (float[n,4,8] y) {
 }"""
 
 
-def report(error: float | None, *, warnings: tuple[str, ...] = (), usable: bool = True) -> dict[str, Any]:
-    output = {"relative_error": error, "cosine": 0.9, "class_agreement": None}
+def report(
+    error: float | None, *, warnings: tuple[str, ...] = (), usable: bool = True, classes: str | None = None
+) -> dict[str, Any]:
+    output = {"relative_error": error, "cosine": 0.9, "classes": classes, "class_agreement": None}
     return {
         "sites": [
             {"name": "a", "status": "converted", "reason": None},
@@ -47,6 +49,7 @@ def ended(code: int | None, made: dict[str, Any] | None = None, stderr: str = ""
         ended(0, report(0.4)),
         ended(0, report(0.7, warnings=("the fit is bad",))),
         ended(0, report(0.7, usable=False)),
+        ended(0, report(0.7, classes="probability")),
         ended(0, report(None, usable=False)),
         ended(0, report(1e-6), step="find"),
         ended(2, stderr="error: --data is missing"),

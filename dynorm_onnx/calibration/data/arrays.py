@@ -176,15 +176,17 @@ def with_batch_axis(arrays: Feeds, signature: ModelSignature) -> Feeds:
 def samples_of(arrays: Feeds, signature: ModelSignature, source: str) -> list[Feeds]:
     """Cut arrays in samples that keep their batch axis, of the size that the model fixes, else of 1.
 
-    Feeds with a sequence stay whole. Raises DataError, naming `source`, for what the model does not have and where
-    arrays differ in their number of samples.
+    Feeds with a sequence stay whole, as do those of exactly the model's sizes.
+
+    Raises DataError, naming `source`, for what the model does not have and where arrays differ in their number of
+    samples.
     """
     specs = {spec.name: spec for spec in signature.inputs}
     unknown = next((name for name in arrays if name not in specs), None)
     if unknown is not None:
         raise DataError(f"{source} has {unknown!r}, but the model's inputs are {', '.join(specs)}")
-    if signature.takes_feeds_whole:
-        return [arrays]
+    if signature.takes_feeds_whole or all(array.shape == specs[name].shape for name, array in arrays.items()):
+        return [arrays]  # what has exactly the model's sizes is one run of it, whatever the axes mean
     size = signature.fixed_batch or 1
     lengths: dict[str, int] = {}
     for name, array in arrays.items():

@@ -23,7 +23,7 @@ from dynorm_onnx.calibration.data.sampling_cached import cache_grows
 from dynorm_onnx.calibration.data.settings import read_settings
 from dynorm_onnx.calibration.data.signature import ModelSignature, signature
 from dynorm_onnx.calibration.data.text import load_encoder, read_jsonl, read_txt
-from dynorm_onnx.calibration.data.trial import is_for_one_sample, why_not
+from dynorm_onnx.calibration.data.trial import Opener, is_for_one_sample, why_not
 from dynorm_onnx.calibration.data.windows import divide, held_out
 from dynorm_onnx.errors import DataError, UsageError
 from dynorm_onnx.runtime.arrays import Feeds
@@ -98,7 +98,7 @@ def load_calibration(
     tokenizer: Path | None = None,
     folder: Path | None = None,
     drawn: bool = False,
-    trial: Callable[[], Any] | None = None,
+    trial: Opener | None = None,
     progress: Progress = lambda done, total: None,
 ) -> CalibrationData:
     """Batches to calibrate and to validate on, complete for the model's inputs.
@@ -116,8 +116,8 @@ def load_calibration(
         tokenizer: a tokenizer.json; by default the one in `folder`.
         folder: that of the model, with its tokenizer.json and config.json if any.
         drawn: whether None means RANDOM for a model that writes no text. Right where the data decides nothing.
-        trial: opens the model as open_for_batches() does, to find out whether it takes several samples at once; None:
-            it is believed where it says so.
+        trial: opens the model to find out whether it takes several samples at once; None: it is believed where it says
+            so.
         progress: called while the model writes text.
 
     Raises:
@@ -137,11 +137,10 @@ def load_calibration(
         found = _drawn(wanted) if _is_random(data) else _read(data, wanted)
     calibration, validation = _completed(found, wanted)
     if trial is not None and not found.is_run:
-        opened = trial()
-        if is_for_one_sample(opened, calibration, what):
+        if is_for_one_sample(trial, calibration, what):
             wanted = dataclasses.replace(wanted, signature=what.of_batches_of(1))
             calibration, validation = _completed(found, wanted)
-        why = why_not(opened, calibration[0]) if found.is_drawn else None
+        why = why_not(trial, calibration[0]) if found.is_drawn else None
         if why is not None:
             raise DataError(f"on inputs drawn at random the model does not run: {why}; {_asked_for(what)}")
     counts = [_count(feeds, what) for feeds in calibration]

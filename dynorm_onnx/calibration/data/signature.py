@@ -16,6 +16,8 @@ from dynorm_onnx.calibration.data.free_sizes import channels_read
 from dynorm_onnx.calibration.data.roles import WHOLE_BATCH, Role, role_by_name
 from dynorm_onnx.errors import DataError
 
+_BATCH_NAME = re.compile(r"(batch|bs|bsz)(_?size|_?dim|_?\d+)?", re.IGNORECASE)
+
 Dim = int | str | None
 """A size, the name of a size that is free, or None for a free size without a name."""
 
@@ -79,6 +81,12 @@ class ModelSignature:
     def takes_feeds_whole(self) -> bool:
         """Whether feeds cannot be cut in samples: which of a sequence's tensors belong to a sample nothing says."""
         return any(spec.is_sequence for spec in self.inputs)
+
+    @property
+    def has_samples_outermost(self) -> bool:
+        """Whether the first axis of an input counts samples, as far as the model says which does."""
+        axes = [spec.batch_axis for spec in self.inputs if spec.batch_axis is not None]
+        return not axes or 0 in axes
 
     @property
     def fixed_batch(self) -> int | None:
@@ -207,7 +215,8 @@ def _with_structural_roles(specs: list[InputSpec]) -> list[InputSpec]:
 
 
 def _with_batch_axes(specs: list[InputSpec]) -> list[InputSpec]:
-    """Find the axis of samples: the first axis of the token ids, or of the first input that has any.
+    """Find the axis of samples: that of the token ids, or of the first input that has any, which is named as a batch
+    is; where none is, the first.
 
     Lists of numbers whose length is fixed are passed over where something else is there, as are weights. A size whose
     name stands twice in one input counts no samples: the nodes of a graph, in its matrix of edges.
@@ -216,13 +225,18 @@ def _with_batch_axes(specs: list[InputSpec]) -> list[InputSpec]:
         spec.shape for spec in specs if spec.role not in ("weight", "unread") and not spec.is_sequence
     ]
     candidates = [shape for shape in shapes if shape]
-    batch = next((shape[0] for shape in candidates if shape != (shape[0],) or not isinstance(shape[0], int)), None)
+    batch = next((_batch(shape) for shape in candidates if shape != (shape[0],) or not isinstance(shape[0], int)), None)
     if batch is None and candidates:
         batch = candidates[0][0]
     squares = [spec.shape for spec in specs if len(spec.shape or ()) in (2, 3) and spec.role == "other"]
     if isinstance(batch, str) and any(shape.count(batch) > 1 for shape in squares if shape):
         return specs
     return [dataclasses.replace(spec, batch_axis=_batch_axis(spec, batch)) for spec in specs]
+
+
+def _batch(shape: tuple[Dim, ...]) -> Dim:
+    """The size that counts samples. Recurrent layers have it behind time: [time, batch, channels]."""
+    return next((dim for dim in shape if isinstance(dim, str) and _BATCH_NAME.fullmatch(dim)), shape[0])
 
 
 def _batch_axis(spec: InputSpec, batch: Dim) -> int | None:
@@ -238,6 +252,8 @@ def _batch_axis(spec: InputSpec, batch: Dim) -> int | None:
     axis = 1 if (spec.role, rank) in (("past", 5), ("position_ids", 3)) else 0
     if axis >= rank:
         return None
+    if spec.role == "past" and isinstance(batch, int) and isinstance(shape[axis], int) and shape[axis] != batch:
+        return shape.index(batch) if shape.count(batch) == 1 else None  # [layers, batch, ...]
     # knobs among the inputs have a first axis of their own
     return axis if spec.role not in ("other", "unread") or shape[0] == batch else None
 
