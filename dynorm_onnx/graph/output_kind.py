@@ -7,6 +7,8 @@ from typing import Literal
 
 import onnx_ir as ir
 
+from dynorm_onnx.functions import DOMAIN
+
 OutputKind = Literal["classes", "vector"]
 
 # one value in, the same numbers out in another order, shape, type or scale
@@ -24,7 +26,7 @@ _POOLING = frozenset({
 })  # fmt: skip
 _NORMS = frozenset({
     "LpNormalization", "LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization",
-    "SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "BatchNormalization", "Tanh", "DyISRU", "DyT", "Derf",
+    "SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "BatchNormalization", "Tanh",
 })  # fmt: skip
 _LENGTHS = frozenset({"ReduceL2", "ReduceSumSquare"})
 _FOLLOWED = 64  # nodes
@@ -63,7 +65,7 @@ def _makes_vector(node: ir.Node) -> bool:
     if node.op_type in _POOLING:
         # of a map of every class the mean is scores
         return _producer_type(node.inputs[0]) not in _LINEAR
-    return node.op_type in _NORMS or _divides_by_length(node)
+    return node.op_type in _NORMS or node.domain == DOMAIN or _divides_by_length(node)
 
 
 def _producer_type(value: ir.Value | None) -> str | None:
