@@ -37,7 +37,7 @@ _LEVELS = {"all": "ORT_ENABLE_ALL", "basic": "ORT_ENABLE_BASIC", "none": "ORT_DI
 _SPINNING = "session.intra_op.allow_spinning"
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 _LARGEST_MESSAGE = 2**31 - 2**24  # protobuf's 2 GiB, with room for the nodes
-_ERROR, _FATAL = 3, 4  # ONNX Runtime's log severities
+_ERROR, FATAL = 3, 4  # ONNX Runtime's log severities
 
 
 def make_session(
@@ -126,7 +126,7 @@ def run_model(model: onnx.ModelProto | ir.Model, feeds: Mapping[str, np.ndarray]
     Made for proving that a piece of a graph computes what is claimed. Raises ModelError where ONNX
     Runtime has no kernel for a node, DataError where the feeds do not fit.
     """
-    made = make_session(model, optimization="none", kernels=False, threads=1, log_severity=_FATAL)
+    made = make_session(model, optimization="none", kernels=False, threads=1, log_severity=FATAL)
     return list(run(made, feeds).values())
 
 
