@@ -9,6 +9,7 @@ from typing import Any
 import onnx_ir as ir
 
 from dynorm_onnx.calibration.data import CalibrationData, part_like, signature
+from dynorm_onnx.calibration.fit import Fit
 from dynorm_onnx.calibration.fit_rows import Leeway
 from dynorm_onnx.calibration.norms import Calibrated, calibrate_norms
 from dynorm_onnx.calibration.reconstruct import reconstruct
@@ -45,9 +46,10 @@ def attempt(
     norms: Sequence[LoweredNorm],
     data: CalibrationData | None,
     leeway: Mapping[str, Leeway],
+    in_bodies: Mapping[str, Fit],
     clock: StepClock,
 ) -> Attempt:
-    """The lowered model with these norms replaced by the method of the config."""
+    """The lowered model with these norms replaced by the method of the config; those in bodies are fitted already."""
     calibrated = None
     if config.to != "rmsnorm" and data is not None:
         with clock.step("calibrate") as advance:
@@ -56,7 +58,7 @@ def attempt(
                 couples = any(part.most_coupled for part in leeway.values())
                 fitted = not config.is_bounded and (couples or begins_fitted(lowered, norms, config.train))
                 method, batches = "fit" if fitted else "reconstruct", reconstruction_batches(data)
-            calibrated = METHODS[method](lowered, norms, REGISTRY[config.to], batches, advance, leeway)
+            calibrated = METHODS[method](lowered, norms, REGISTRY[config.to], batches, advance, leeway, in_bodies)
     with clock.step("rewrite"):
         converted = rewritten(config, lowered, norms, calibrated)
     if config.method == "distil" and not config.is_bounded:

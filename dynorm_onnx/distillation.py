@@ -52,6 +52,15 @@ def require_operators(model: ir.Model, sites: Sequence[NormSite]) -> None:
         require_known(model, [node for site in sites for node in site.nodes])
 
 
+def require_functions(lowered: ir.Model, norms: Sequence[LoweredNorm], train: str) -> None:
+    """Raises UsageError where the parameters of functions are all that is trained, and all lie in bodies."""
+    if train == "norms" and all(norm.node.graph is not lowered.graph for norm in norms):
+        raise UsageError(
+            "--train norms: all norms lie in bodies of If, Loop or Scan, where functions stay as they are fitted; use "
+            "--train all, or --method reconstruct or fit"
+        )
+
+
 def require_runs(lowered: ir.Model, feeds: Feeds) -> None:
     """Raises ModelError where the lowered model's graph fails in PyTorch: by an attribute, say, that is not supported.
 
@@ -126,6 +135,8 @@ def distil_calibrated(
     `original` is the lowered model. `coupled` is how many coupled channels each function keeps, others fade while the
     model is trained; None leaves all. `block_steps` is how many steps each block is trained by itself before.
 
+    Functions in bodies stay as they were fitted, and the training goes on around them.
+
     Raises ModelError for an operator that cannot run in PyTorch, and what the training itself raises.
     """
     require_torch()
@@ -166,6 +177,8 @@ def distil_calibrated(
     )
     fits = dict(calibrated.fits)
     for norm in norms:
+        if norm.node.graph is not original.graph:
+            continue  # in a body all weights are constants
         parameters = trained.parameters[str(norm.node.name)]
         fits[norm.site_name] = dataclasses.replace(fits[norm.site_name], parameters=parameters)
     initializers = {**calibrated.initializers, **trained.initializers}

@@ -11,11 +11,10 @@ import onnx_ir as ir
 
 from dynorm_onnx.attempts import distilled, with_calibration_text, with_weights_folded
 from dynorm_onnx.calibration.data import CalibrationData, load_calibration
-from dynorm_onnx.calibration.fit_rows import Leeway
-from dynorm_onnx.calibration.leeway import leeways
+from dynorm_onnx.calibration.look import Look, look
 from dynorm_onnx.calibration.norms import Calibrated
 from dynorm_onnx.config import ConvertConfig, check_choice
-from dynorm_onnx.distillation import require_operators, require_runs, require_torch
+from dynorm_onnx.distillation import require_functions, require_operators, require_runs, require_torch
 from dynorm_onnx.errors import DataError, ModelError
 from dynorm_onnx.folding import centring_folded
 from dynorm_onnx.functions import REGISTRY
@@ -62,7 +61,7 @@ def convert_model(
         original = model_io.load(config.model)
         fused = fuse_for_ort(original) if config.optimize == "ort" else original
         prepared = model_io.prepare(fused, value_types)
-        found = find_sites(prepared, run=run_model, bodies=config.to == "rmsnorm")
+        found = find_sites(prepared, run=run_model)
         chosen, kept = select(found, config.only, config.keep, replaced=count_replacements(original))
         if config.to != "rmsnorm":
             chosen, kept = leave_constants(chosen, kept, prepared.graph)
@@ -83,8 +82,11 @@ def convert_model(
         require_runs(prepared, data.calibration[0])
     with clock.step("fold"):
         norms, folds = centring_folded(config, prepared, norms, found)
-    leeway = _leeway(config, prepared, norms, data, clock)
-    met = within_bounds(config, prepared, norms, data, leeway, clock)
+    seen = _look(config, prepared, norms, data, clock)
+    norms, kept = seen.norms, {**kept, **seen.kept}
+    if config.distils:
+        require_functions(prepared, norms, config.train)
+    met = within_bounds(config, prepared, norms, data, seen.leeway, seen.in_bodies, clock)
     kept |= {name: f"kept for the bound: its replacement costs {cost:.2g} of it" for name, cost in met.kept.items()}
     outcome = distilled(config, prepared, [n for n in norms if n.site_name not in met.kept], met.outcome, data, clock)
     outcome, weight_folds = with_weights_folded(config, norms, outcome, data, clock)
@@ -175,19 +177,19 @@ def _load_data(config: ConvertConfig, prepared: ir.Model, progress: Progress) ->
     )
 
 
-def _leeway(
+def _look(
     config: ConvertConfig,
     lowered: ir.Model,
     norms: Sequence[LoweredNorm],
     data: CalibrationData | None,
     clock: StepClock,
-) -> dict[str, Leeway]:
-    """How many channels of each norm may stay coupled; nothing where nothing is fitted."""
+) -> Look:
+    """What the original's activations tell; nothing where nothing is fitted."""
     if config.to == "rmsnorm" or data is None:
-        return {}
+        return Look(tuple(norms))
     with clock.step("look") as advance:
-        fades = config.method == "distil"
-        return leeways(config.coupled, lowered, norms, data.calibration, advance, fades=fades)
+        function, fades = REGISTRY[config.to], config.method == "distil"
+        return look(lowered, norms, function, data.calibration, advance, coupled=config.coupled, fades=fades)
 
 
 def _require_same_outputs(config: ConvertConfig, fused: ir.Model, data: CalibrationData | None) -> None:

@@ -11,7 +11,9 @@ import onnx_ir as ir
 from dynorm_onnx.attempts import Attempt, attempt, rewritten
 from dynorm_onnx.bounds import Met, keep_costliest
 from dynorm_onnx.calibration.data import CalibrationData
+from dynorm_onnx.calibration.fit import Fit
 from dynorm_onnx.calibration.fit_rows import Leeway
+from dynorm_onnx.calibration.norms import by_place
 from dynorm_onnx.config import ConvertConfig
 from dynorm_onnx.errors import BoundError
 from dynorm_onnx.graph.linear import find_linear_layers
@@ -32,12 +34,17 @@ def within_bounds(
     norms: Sequence[LoweredNorm],
     data: CalibrationData | None,
     leeway: Mapping[str, Leeway],
+    in_bodies: Mapping[str, Fit],
     clock: StepClock,
 ) -> Met[Attempt]:
-    """The conversion, with as many norms kept as --max-kl and --max-error ask for; BoundError if all must be."""
+    """The conversion, with as many norms kept as --max-kl and --max-error ask for; BoundError if all must be.
+
+    `in_bodies` has the fits of the norms in bodies.
+    """
 
     def without(kept: frozenset[str]) -> Attempt:
-        return attempt(config, lowered, [norm for norm in norms if norm.site_name not in kept], data, leeway, clock)
+        replaced = [norm for norm in norms if norm.site_name not in kept]
+        return attempt(config, lowered, replaced, data, leeway, in_bodies, clock)
 
     if not config.is_bounded:
         return Met(without(frozenset()), {})
@@ -95,7 +102,8 @@ def _costs(
     with clock.step("costs") as advance:
         every = excess(outcome.converted)
         for done, group in enumerate(groups):
-            values = {norm.y for norm in group}
+            outside, inside = by_place(lowered.graph, group)
+            values = {norm.y for norm in outside} | {output for holder in inside for output in holder.outputs}
             readers = {layer.name for layer in (*found.layers, *found.on_grid) if layer.x in values}
             weights = {name: array for name, array in calibrated.initializers.items() if name not in readers}
             others = [norm for norm in norms if norm not in group]

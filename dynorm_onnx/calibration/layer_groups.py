@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import onnx_ir as ir
 
-from dynorm_onnx.calibration.norms import norm_point
+from dynorm_onnx.calibration.norms import norm_points
 from dynorm_onnx.calibration.plan import SolvePoint, order_points, value_stages
 from dynorm_onnx.graph.linear import LinearLayer, find_linear_layers
 from dynorm_onnx.graph.lower import LoweredNorm
@@ -61,7 +61,7 @@ def group_layers(
     """The groups of layers that a norm can change, and notes on those that are left alone."""
     found = find_linear_layers(graph)
     left = dict(found.left)
-    points = [norm_point(norm) for norm in norms]
+    points = norm_points(graph, norms)
     sizes = sized_by_values(graph, [norm.y for norm in norms])
     behind = value_stages(graph, points)
     together: dict[tuple[str, int], list[LinearLayer]] = {}

@@ -25,9 +25,13 @@ def leeways(
     progress: Callable[[int, int], None],
     *,
     fades: bool = False,
+    in_bodies: Collection[str] = (),
 ) -> dict[str, Leeway]:
-    """By site, the leeway of its fit; see leeways_of(). The original is run over the first few batches."""
-    massive = massive_sites(lowered, norms, batches, progress)
+    """By site, the leeway of its fit; see leeways_of(). The original is run over the first few batches.
+
+    `in_bodies` are the sites in bodies that see sinks.
+    """
+    massive = massive_sites(lowered, norms, batches, progress) | set(in_bodies)
     return leeways_of(coupled, massive, {norm.site_name: norm.channels for norm in norms}, fades=fades)
 
 

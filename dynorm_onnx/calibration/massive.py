@@ -35,7 +35,7 @@ def massive_sites(
     batches: Sequence[Feeds],
     progress: Callable[[int, int], None],
 ) -> set[str]:
-    """The sites whose longest token is SINKS times as long as the median, or more.
+    """The sites in the main graph whose longest token is SINKS times as long as the median, or more.
 
     The original is run over the first few batches.
     """

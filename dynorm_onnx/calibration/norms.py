@@ -22,6 +22,7 @@ from dynorm_onnx.errors import DataError
 from dynorm_onnx.functions import Function
 from dynorm_onnx.graph.lower import LoweredNorm
 from dynorm_onnx.graph.model_io import clone
+from dynorm_onnx.graph.reads import holders_of, path_to
 from dynorm_onnx.graph.rewrite import replace
 from dynorm_onnx.runtime.arrays import Feeds
 
@@ -52,13 +53,15 @@ def calibrate_norms(
     batches: Sequence[Feeds],
     progress: Callable[[int, int], None],
     leeway: Mapping[str, Leeway],
+    in_bodies: Mapping[str, Fit] | None = None,
 ) -> Calibrated:
     """Method "fit": the parameters of every norm, nothing else. `lowered` is not changed.
 
-    `leeway` says by site how many channels may stay coupled and how steep the function is made.
+    `leeway` says by site how many channels may stay coupled and how steep the function is made; `in_bodies` has the
+    fits of norms in bodies, which are only put in their place.
     """
     fits: dict[str, Fit] = {}
-    solve_in_order(lowered, norm_solvers(norms, function, fits, leeway), batches, progress)
+    solve_in_order(lowered, norm_solvers(lowered, norms, function, fits, leeway, in_bodies), batches, progress)
     return Calibrated(fits)
 
 
@@ -80,9 +83,15 @@ def solve_in_order(
 
 
 def norm_solvers(
-    norms: Sequence[LoweredNorm], function: Function, fits: dict[str, Fit], leeway: Mapping[str, Leeway]
+    lowered: ir.Model,
+    norms: Sequence[LoweredNorm],
+    function: Function,
+    fits: dict[str, Fit],
+    leeway: Mapping[str, Leeway],
+    in_bodies: Mapping[str, Fit] | None = None,
 ) -> list[tuple[SolvePoint, Solver]]:
-    """A point and a solver for each norm; the solver puts the function in place and its Fit into `fits`."""
+    """A point and a solver for each norm, or for all in the bodies of one node; the solver puts the functions in place
+    and each Fit into `fits`."""
 
     def solver(norm: LoweredNorm) -> Solver:
         def solve(converted: ir.Model, activations: Callable[[], Iterator[Activations]]) -> None:
@@ -98,7 +107,41 @@ def norm_solvers(
 
         return solve
 
-    return [(norm_point(norm), solver(norm)) for norm in norms]
+    def putter(members: Sequence[LoweredNorm]) -> Solver:
+        def put(converted: ir.Model, _: Callable[[], Iterator[Activations]]) -> None:
+            for norm in members:
+                fits[norm.site_name] = (in_bodies or {})[norm.site_name]
+                put_in_place(converted, norm, function, fits[norm.site_name])
+
+        return put
+
+    outside, inside = by_place(lowered.graph, norms)
+    solvers = [(norm_point(norm), solver(norm)) for norm in outside]
+    return solvers + [(body_point(holder), putter(members)) for holder, members in inside.items()]
+
+
+def by_place(
+    graph: ir.Graph, norms: Sequence[LoweredNorm]
+) -> tuple[list[LoweredNorm], dict[ir.Node, list[LoweredNorm]]]:
+    """The norms that lie in the main graph itself, and the others by the node of it whose bodies they lie in."""
+    outside, inside = [norm for norm in norms if norm.node.graph is graph], dict[ir.Node, list[LoweredNorm]]()
+    if len(outside) < len(norms):
+        holders = holders_of(graph)
+        for norm in norms:
+            if path := path_to(norm.node, holders):
+                inside.setdefault(path[-1][0], []).append(norm)
+    return outside, inside
+
+
+def norm_points(graph: ir.Graph, norms: Sequence[LoweredNorm]) -> list[SolvePoint]:
+    """Where the norms make the two models differ."""
+    outside, inside = by_place(graph, norms)
+    return [*(norm_point(norm) for norm in outside), *(body_point(holder) for holder in inside)]
+
+
+def body_point(holder: ir.Node) -> SolvePoint:
+    """A node with norms in its bodies as a place where the two models differ; no activations are wanted there."""
+    return SolvePoint(f"the bodies of {holder.name}", (holder,), original=(), converted=())
 
 
 def norm_point(norm: LoweredNorm) -> SolvePoint:

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from dynorm_onnx.calibration.data import signature
-from dynorm_onnx.calibration.norms import norm_point
+from dynorm_onnx.calibration.norms import body_point, by_place, norm_point
 from dynorm_onnx.calibration.plan import SolvePoint
 from dynorm_onnx.calibration.stages import Activations, StageRunner
 from dynorm_onnx.calibration.weights import row_weights, token_weights
@@ -28,14 +28,15 @@ def observe(
     progress: Callable[[int, int], None],
     converted: ir.Model | None = None,
 ) -> Iterator[Observed]:
-    """Each norm in graph order, with its input x in the lowered model, batch by batch.
+    """Each norm of the main graph, in its order, with its input x in the lowered model, batch by batch.
 
     The batches of one norm can be read as often as one likes until the next norm is asked for. With
-    `converted`, a clone of the lowered model whose norms were replaced in their plain form, the same x of that
-    model comes along.
+    `converted`, a clone of the lowered model whose norms were replaced in their plain form, those in bodies too, the
+    same x of that model comes along.
     """
-    points, by_point = [], {}
-    for norm in norms:
+    outside, inside = by_place(lowered.graph, norms)
+    points, by_point = [body_point(holder) for holder in inside], {}
+    for norm in outside:
         at = norm_point(norm)
         x = (str(norm.x.name),)
         points.append(SolvePoint(at.name, at.nodes, original=x, converted=x if converted is not None else ()))
@@ -44,7 +45,8 @@ def observe(
     kept = [token_weights(feeds, tokens.name if tokens else None, causal=False) for feeds in batches]
     with StageRunner(lowered, converted or lowered, points, batches, token_weights=kept) as runner:
         for point in runner.points(progress):
-            yield by_point[point.name], runner.activations
+            if point.name in by_point:
+                yield by_point[point.name], runner.activations
 
 
 def usable_rows(x: np.ndarray, kept: np.ndarray | None) -> np.ndarray:

@@ -46,8 +46,10 @@ def reconstruct(
     batches: Sequence[Feeds],
     progress: Callable[[int, int], None],
     leeway: Mapping[str, Leeway],
+    in_bodies: Mapping[str, Fit] | None = None,
 ) -> Calibrated:
-    """Fit all norms and re-fit all linear layers behind the first. `lowered` is not changed; `leeway` as for "fit"."""
+    """Fit all norms and re-fit all linear layers behind the first. `lowered` is not changed; `leeway` and `in_bodies`
+    as for "fit"."""
     coupled = any(own.most_coupled for own in leeway.values())
     groups, notes = group_layers(lowered.graph, norms, None if coupled else EVENNESS)
     logits = signature(lowered).logits
@@ -83,7 +85,8 @@ def reconstruct(
         ends = tail is not None and tail.logits in group.layers
         return group_point(group, also_converted=tail.converted if tail is not None and ends else ())
 
-    solvers = norm_solvers(norms, function, fits, leeway) + [(point(group), solver(group)) for group in groups]
+    solvers = norm_solvers(lowered, norms, function, fits, leeway, in_bodies)
+    solvers += [(point(group), solver(group)) for group in groups]
     solve_in_order(lowered, solvers, batches, progress)
     return Calibrated(fits, weights, notes)
 

@@ -26,10 +26,13 @@ class Rows:
     def of(cls, x: np.ndarray, target: np.ndarray, token_weights: np.ndarray | None, held_out: HeldOut | None) -> Rows:
         """From x and target [..., C], the weights of the tokens [batch, length] and what is held out."""
         rows, wanted = (np.asarray(array).reshape(-1, x.shape[-1]) for array in (x, target))
-        weights = row_weights(token_weights, x)
-        usable = (weights > 0) & _finite(rows) & _finite(wanted)
-        chooses = held_out_rows(held_out, len(rows))
-        return cls(rows[usable], wanted[usable], weights[usable], chooses[usable])
+        return cls.of_tokens(rows, wanted, row_weights(token_weights, x), held_out_rows(held_out, len(rows)))
+
+    @classmethod
+    def of_tokens(cls, x: np.ndarray, target: np.ndarray, weights: np.ndarray, held_out: np.ndarray) -> Rows:
+        """From x and target [T, C], the weights [T] and bool [T]: those of all tokens, usable or not."""
+        usable = (weights > 0) & _finite(x) & _finite(target)
+        return cls(x[usable], target[usable], weights[usable], held_out[usable])
 
     def part(self, *, held_out: bool) -> Rows:
         """The rows that are held out, or those that are not."""

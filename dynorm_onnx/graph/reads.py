@@ -1,8 +1,8 @@
-"""The bodies of a node, and what it reads, they included."""
+"""The bodies of a node, what holds a body, and what a node reads, its bodies included."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import onnx_ir as ir
 
@@ -25,6 +25,25 @@ def bodies_of(node: ir.Node) -> Iterator[tuple[str, ir.Graph]]:
             yield name, attribute.as_graph()
         elif attribute.type == ir.AttributeType.GRAPHS:
             yield from ((name, graph) for graph in attribute.as_graphs())
+
+
+def holders_of(graph: ir.Graph) -> dict[ir.Graph, tuple[ir.Node, str]]:
+    """For every body below a graph, at any depth, the node that holds it and the name of its attribute."""
+    found: dict[ir.Graph, tuple[ir.Node, str]] = {}
+    for node in graph:
+        for attribute, body in bodies_of(node):
+            found[body] = (node, attribute)
+            found |= holders_of(body)
+    return found
+
+
+def path_to(node: ir.Node, holders: Mapping[ir.Graph, tuple[ir.Node, str]]) -> list[tuple[ir.Node, str]]:
+    """The nodes that hold a node, each with the name of its attribute, from the inside out; none in the main graph."""
+    path: list[tuple[ir.Node, str]] = []
+    while node.graph in holders:
+        path.append(holders[node.graph])  # type: ignore[index]  # no function
+        node = path[-1][0]
+    return path
 
 
 def _captured(graph: ir.Graph) -> Iterator[ir.Value]:

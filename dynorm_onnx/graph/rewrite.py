@@ -28,9 +28,10 @@ from dynorm_onnx.graph.unique_names import Names
 def replace(model: ir.Model, norm: LoweredNorm, function_name: str, parameters: NormParameters) -> ir.Node:
     """Puts function `function_name` ("DyISRU", "DyT", "Derf") in the place of `norm`; in place.
 
-    `model` is the lowered model that `norm` is of, or a clone of it. Where x is a sum of two values of
-    one shape that something else reads too, the Add goes as well and the node is the Skip form: its
-    second output is the sum, under the sum's name. A norm whose `skip` is None always gets the plain
+    `model` is the lowered model that `norm` is of, in its main graph or in a body, or a clone of it.
+    Where x is a sum of two values of one shape, made in the norm's own graph, that something else reads
+    too, the Add goes as well and the node is the Skip form: its second output is the sum, under the
+    sum's name. A norm whose `skip` is None always gets the plain
     form. Returns the new node, which has the old one's name. Raises UsageError for an unknown function.
     """
     function = _function(function_name)
@@ -42,21 +43,22 @@ def replace(model: ir.Model, norm: LoweredNorm, function_name: str, parameters: 
         add_initializer(model.graph, names.unique(f"{norm.site_name}.{function.name}.{name}"), array)
         for name, array in _arrays(function, parameters, norm.dtype).items()
     ]
-    add = x.producer()
+    add, graph = x.producer(), node.graph
+    assert isinstance(graph, ir.Graph)
     operands = sum_operands(x) if norm.skip is not None and _is_read_elsewhere(x, node) else None
     coupled = parameters.coupling is not None
-    if operands is None or add is None:
+    if operands is None or add is None or add.graph is not graph:
         form = Form(coupled=coupled)
         new = ir.node(function.node_type(form), [x, *values], domain=DOMAIN, num_outputs=1, name=node.name)
         inherit(new, [node])
-        model.graph.insert_before(node, new)
+        graph.insert_before(node, new)
         take_over(y, new.outputs[0])
         remove_dead([node])
     else:
         form = Form(skip=True, coupled=coupled)
         new = ir.node(function.node_type(form), [*operands, *values], domain=DOMAIN, num_outputs=2, name=node.name)
         inherit(new, [add, node])
-        model.graph.insert_before(add, new)  # the sum may be read before the norm
+        graph.insert_before(add, new)  # the sum may be read before the norm
         take_over(y, new.outputs[0])
         take_over(x, new.outputs[1])
         remove_dead([add, node])
@@ -107,7 +109,7 @@ def node_in(model: ir.Model, norm: LoweredNorm) -> ir.Node:
     """The norm's node, or the one of that name if `model` is a clone: names are unique."""
     if norm.node.graph is model.graph:
         return norm.node
-    return next(node for node in model.graph if node.name == norm.node.name)
+    return next(node for node in model.graph.all_nodes() if node.name == norm.node.name)
 
 
 def _is_read_elsewhere(x: ir.Value, node: ir.Node) -> bool:

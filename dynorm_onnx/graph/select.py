@@ -92,10 +92,12 @@ def leave_unpaired(
     chosen: Sequence[NormSite], kept: dict[str, str], graph: ir.Graph
 ) -> tuple[tuple[NormSite, ...], dict[str, str]]:
     """The same two without the sites that see as many tokens as values say which the other sites change: a token of the
-    original has no counterpart by which a function could be fitted. (The first site is never one of them.)
+    original has no counterpart by which a function could be fitted. (The first site is never one of them, nor are sites
+    in bodies, which are fitted to the original alone.)
     """
     sizes = sized_by_values(graph, (output for site in chosen for node in site.nodes for output in node.outputs))
-    first = {site.name: next(iter(_normalised(site)), None) for site in chosen}
+    outside = [site for site in chosen if site.graph is graph]
+    first = {site.name: next(iter(_normalised(site)), None) for site in outside}
     why = {name: sizes[x] for name, x in first.items() if x in sizes}
     kept = kept | {
         name: f"how many tokens it sees follows from values ({by}) that the norms before it change, so that its tokens "

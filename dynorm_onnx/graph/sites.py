@@ -16,14 +16,13 @@ _CONTROL_FLOW = ("If", "Loop", "Scan")
 """The operators whose bodies are graphs like any other; a search operator expects things of its decoder."""
 
 
-def find_sites(model: ir.Model, run: proof.Run | None = None, *, bodies: bool = False) -> SitesFound:
-    """All norms of a model, in topological order; the model is not changed.
+def find_sites(model: ir.Model, run: proof.Run | None = None) -> SitesFound:
+    """All norms of a model, in topological order, after those of the main graph those in bodies; it is not changed.
 
     Every decomposed site was proved: its nodes were run by `run` (an ONNX ModelProto and feeds by
     input name to the list of outputs; onnx's reference evaluator by default) against the definition.
-    With `bodies`, those in bodies of If, Loop and Scan are sites as well, after those of the main graph:
-    for whom needs no activations of them. Without it, and in bodies of search operators, they are
-    refused, with the reason. Shapes help, so pass a model that `prepare` has seen.
+    Those in bodies of search operators are refused, with the reason. Shapes help, so pass a model that
+    `prepare` has seen.
     """
     found: list[NormSite] = []
     refused: list[Refusal] = []
@@ -33,8 +32,8 @@ def find_sites(model: ir.Model, run: proof.Run | None = None, *, bodies: bool = 
         holders = index.holders()
         findings = _search(model, index, run)
         sites = [f for f in findings if isinstance(f, NormSite)]
-        if holders and not (bodies and all(is_op(node, *_CONTROL_FLOW) for node, _ in holders)):
-            refused += [_refuse_in_body(f, holders, bodies) for f in findings if not isinstance(f, NearMiss)]
+        if any(not is_op(node, *_CONTROL_FLOW) for node, _ in holders):
+            refused += [_refuse_in_body(f, holders) for f in findings if not isinstance(f, NearMiss)]
         else:
             found += sorted(sites, key=lambda site: index.position(site.nodes[-1]))
             refused += [f for f in findings if isinstance(f, Refusal)]
@@ -58,14 +57,11 @@ def _proved(prover: proof.Prover, findings: list[Finding]) -> list[Finding]:
     return [prover.judge(f) if isinstance(f, NormSite) else f for f in findings]
 
 
-def _refuse_in_body(finding: NormSite | Refusal, holders: list[tuple[ir.Node, str]], bodies: bool) -> Refusal:
+def _refuse_in_body(finding: NormSite | Refusal, holders: list[tuple[ir.Node, str]]) -> Refusal:
     node, attribute = holders[0]
     reason = f"it lies in the {attribute} of {node.op_type} '{node.name or node.outputs[0].name}': "
-    if bodies:
-        special = next(holder for holder, _ in holders if not is_op(holder, *_CONTROL_FLOW))
-        reason += f"{special.op_type} runs its body in a way of its own"
-    else:
-        reason += "a norm in a body cannot be calibrated, but --to rmsnorm can replace it"
+    special = next(holder for holder, _ in holders if not is_op(holder, *_CONTROL_FLOW))
+    reason += f"{special.op_type} runs its body in a way of its own"
     if isinstance(finding, Refusal):
         reason += f"; besides, {finding.reason}"
     return Refusal(finding.name, finding.kind, finding.form, finding.channels, finding.dtype, reason)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import onnx_ir as ir
 
-from dynorm_onnx.graph.reads import inputs_of
+from dynorm_onnx.graph.reads import bodies_of, inputs_of
 
 SIZED_BY: dict[str, tuple[int, ...]] = {
     "NonZero": (0,), "Compress": (1,), "Unique": (0,), "NonMaxSuppression": (0, 1), "Range": (0, 1, 2),
@@ -25,7 +25,7 @@ _MEASURE = frozenset({"Shape", "Size"})  # read no values, only sizes
 
 def sized_by_values(graph: ir.Graph, changed: Iterable[ir.Value]) -> dict[ir.Value, str]:
     """The values, of a graph in topological order, whose sizes may differ where `changed` have other values; each with
-    the operator that makes them so ("NonZero").
+    the operator that makes them so ("NonZero"). `changed` may lie in bodies.
 
     Sizes that are written down, or that an input of the graph has by the same name, are taken to be what they say.
     """
@@ -36,7 +36,7 @@ def sized_by_values(graph: ir.Graph, changed: Iterable[ir.Value]) -> dict[ir.Val
         sized = next((sizes[value] for value in _sizing(node, read) if value in sizes), None)
         if sized is None and _asks(node, values):
             sized = node.op_type
-        moved = any(value in sizes or (value in values and node.op_type not in _MEASURE) for value in read)
+        moved = _moves(node, values) or any(value in sizes for value in read)
         for output in node.outputs:
             if sized is not None and not _is_given(output, known):
                 sizes[output] = sized
@@ -57,26 +57,29 @@ def _asks(node: ir.Node, values: set[ir.Value]) -> bool:
     at = SIZED_BY.get(node.op_type, ())
     if any(position < len(node.inputs) and node.inputs[position] in values for position in at):
         return True
-    bodies = any(kind.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for kind in node.attributes.values())
-    return bodies and any(value in values for value in inputs_of(node)) and _sizes_inside(node)
+    return _moves(node, values) and any(_asks_inside(node, body, values) for _, body in bodies_of(node))
 
 
-def _sizes_inside(node: ir.Node) -> bool:
-    """Whether a body holds an operator whose output may be as large as values say."""
-    return any(
-        inner.op_type in SIZED_BY or _sizes_inside(inner)
-        for attribute in node.attributes.values()
-        for graph in _graphs(attribute)
-        for inner in graph
+def _asks_inside(node: ir.Node, body: ir.Graph, values: set[ir.Value]) -> bool:
+    """Whether a body of a node that reads or holds some of `values` lets them say how large something is, or how often
+    a Loop runs. What a body carries from run to run, or is handed, is taken to differ."""
+    is_loop = node.op_type == "Loop"
+    inside = values | set(body.inputs[2:] if is_loop else body.inputs)
+    for inner in body:
+        if _asks(inner, inside):
+            return True
+        if _moves(inner, inside):
+            inside.update(inner.outputs)
+    return is_loop and body.outputs[0] in inside
+
+
+def _moves(node: ir.Node, values: set[ir.Value]) -> bool:
+    """Whether some of `values` can change the numbers that a node gives: it reads them, or has them in a body."""
+    if node.op_type in _MEASURE:
+        return False
+    return any(value in values for value in inputs_of(node)) or any(
+        output in values for _, body in bodies_of(node) for inner in body.all_nodes() for output in inner.outputs
     )
-
-
-def _graphs(attribute: ir.Attr) -> Iterable[ir.Graph]:
-    if attribute.is_ref():
-        return ()
-    if attribute.type == ir.AttributeType.GRAPH:
-        return (attribute.as_graph(),)
-    return attribute.as_graphs() if attribute.type == ir.AttributeType.GRAPHS else ()
 
 
 def _is_given(value: ir.Value, known: set[str]) -> bool:

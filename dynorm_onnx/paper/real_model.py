@@ -34,6 +34,7 @@ from dynorm_onnx.calibration.one_parameter import (
     scalars,
 )
 from dynorm_onnx.calibration.rows import Rows
+from dynorm_onnx.errors import NoSiteError
 from dynorm_onnx.functions import FUNCTIONS, Coupling, Function
 from dynorm_onnx.functions.coupling import applied
 from dynorm_onnx.graph import model_io
@@ -142,6 +143,8 @@ def compare_on_model(
     original = model_io.load(path)
     prepared = model_io.prepare(original, value_types)
     chosen, _ = select(find_sites(prepared, run=run_model), (), ())
+    if all(site.graph is not prepared.graph for site in chosen):
+        raise NoSiteError(f"{path}: all norms lie in bodies of If, Loop or Scan, where they are not compared")
     model_io.require_weights(original)
     given = load_calibration(
         prepared,

@@ -80,8 +80,8 @@ def gather_evidence(
 ) -> Evidence:
     """Run original and converted model once more on the first batches; `lowered` is not changed.
 
-    Only norms that have a fit are looked at, and at most MOST_PICTURES of them get a picture: the first, the last,
-    those of the largest error, and others spread over the depth.
+    Only norms that have a fit and lie in no body are looked at, and at most MOST_PICTURES of them get a picture: the
+    first, the last, those of the largest error, and others spread over the depth.
     """
     replaced = [norm for norm in norms if norm.site_name in calibrated.fits]
     if not replaced:
@@ -90,7 +90,8 @@ def gather_evidence(
     for norm in replaced:
         put_in_place(converted, norm, function, calibrated.fits[norm.site_name])
     set_initializers(converted, calibrated.initializers)
-    shown = choose_pictures([(n.site_name, calibrated.fits[n.site_name].relative_error) for n in replaced])
+    outside = [norm for norm in replaced if norm.node.graph is lowered.graph]
+    shown = choose_pictures([(n.site_name, calibrated.fits[n.site_name].relative_error) for n in outside])
     errors: dict[str, float] = {}
     pictures: dict[str, Picture] = {}
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Models whose norms sit where they cannot be replaced: in bodies, and inside operators of other kinds."""
+"""Models whose norms sit in bodies, and where they cannot be replaced: inside operators of other kinds."""
 
 from __future__ import annotations
 
