@@ -18,7 +18,7 @@ import onnx_ir as ir
 from dynorm_onnx.calibration.coupling import squared_lengths
 from dynorm_onnx.calibration.fit import Fit
 from dynorm_onnx.calibration.fit_rows import Leeway, fit_rows, told
-from dynorm_onnx.calibration.held_out import held_out_rows, held_out_samples
+from dynorm_onnx.calibration.held_out import HeldOut, held_out_rows, held_out_samples
 from dynorm_onnx.calibration.massive import has_sinks
 from dynorm_onnx.calibration.one_parameter import norm_core
 from dynorm_onnx.calibration.rows import Rows
@@ -183,24 +183,25 @@ class _Seen:
         for part, shape in zip(np.split(self.elements, ends), self.shapes, strict=True):
             yield part.reshape(shape)
 
-    def held_out(self, samples: np.ndarray | None) -> np.ndarray:
+    def held_out(self, held_out: HeldOut | None) -> np.ndarray:
         """Bool [tokens]: those of held-out samples, which are the first axis of each run, or else the runs, one or
         several for each sample."""
-        sizes, count = self.tokens_of_runs, len(samples) if samples is not None else 0
+        sizes, count = self.tokens_of_runs, len(held_out.samples) if held_out is not None else 0
         if not len(sizes):
             return np.zeros(0, bool)
         if count and (self.shapes[:, 0] % count == 0).all() and self.shapes.shape[1] > 1:
-            return np.concatenate([held_out_rows(samples, size) for size in sizes])
+            return np.concatenate([held_out_rows(held_out, size) for size in sizes])
         if count and len(sizes) % count == 0:
-            return np.repeat(held_out_rows(samples, len(sizes)), sizes)
-        return held_out_rows(None, self.tokens)
+            return np.repeat(held_out_rows(held_out, len(sizes)), sizes)
+        whole = held_out.whole if held_out is not None else None
+        return held_out_rows(None, self.tokens) if whole is None else np.full(self.tokens, whole)
 
 
 def _rows(
     norm: LoweredNorm,
     seen: Sequence[_Seen],
     weights: Sequence[np.ndarray | None],
-    samples: Sequence[np.ndarray | None],
+    samples: Sequence[HeldOut | None],
 ) -> Iterator[Rows]:
     """The norm's input and what it makes of it. Where only held-out samples get there, batches are parted by rows."""
     parts = [part.held_out(own) for part, own in zip(seen, samples, strict=True)]

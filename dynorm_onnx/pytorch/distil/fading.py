@@ -26,6 +26,9 @@ from dynorm_onnx.functions import Coupling
 UNTIL = 0.5
 """By this share of the steps the last channel is gone."""
 
+EVENLY = 0.25
+"""This share of the time for fading is shared out evenly among the channels that leave."""
+
 ORDINARY = 100.0
 """A token whose x_j^2 is more than this many times the median over tokens does not count for the mean m_j."""
 
@@ -65,31 +68,42 @@ class CoupledNorm:
 class Plan:
     """How the channels of one function fade, [k] each: `means` m_j, `ranges` the largest x_j^2 over m_j.
 
-    `turns` is 0 for the channel that goes first, and -1 for one that stays.
+    A channel fades from `begins` to `ends`, shares of the time for fading; one that stays would begin at its end.
     """
 
     means: Tensor
     ranges: Tensor
-    turns: Tensor
+    begins: Tensor
+    ends: Tensor
 
     def left(self, progress: float) -> Tensor:
         """lam, float64 [k], when this share of the time for fading is over: one channel after the other."""
-        leaving = int(self.turns.max()) + 1
-        own = (progress * leaving - self.turns).clamp(0, 1)
-        return torch.where(self.turns < 0, 1.0, remaining(own, self.ranges))
+        own = ((progress - self.begins) / (self.ends - self.begins)).clamp(0, 1)
+        return remaining(own, self.ranges)
 
 
 def plan(squares: Tensor, strengths: Tensor, keep: int) -> Plan:
-    """From x_j^2 [tokens, k] and c_j [k]: the `keep` channels that can pull most, c_j x_j^2 at its largest, stay."""
+    """From x_j^2 [tokens, k] and c_j [k]: the `keep` channels that can pull most, c_j x_j^2 at its largest, stay.
+
+    The others go one after the other, those that pull most last. A part of the time, EVENLY, is the same for each; of
+    the rest each takes as much as it pulls: by how many nats the gain changes of the token that it pulls most. A
+    massive channel is thus given as long as dozens of others. With the same time for each it went within two steps of
+    120, and the model with it.
+    """
     squares, strengths = squares.double().cpu(), strengths.detach().double().cpu()
     means = ordinary_means(squares)
     largest = squares.amax(0)
+    pulls = torch.log1p(strengths * largest).clamp(min=torch.finfo(torch.float64).tiny)
     order = torch.argsort(strengths * largest)
-    leaving = max(len(order) - keep, 0)
-    turns = torch.full_like(order, -1)
-    turns[order[:leaving]] = torch.arange(leaving)
+    leaving = order[: max(len(order) - keep, 0)]
+    begins, ends = torch.ones_like(means), torch.full_like(means, 2.0)
+    if len(leaving):
+        times = EVENLY / len(leaving) + (1 - EVENLY) * pulls[leaving] / pulls[leaving].sum()
+        over = torch.cumsum(times, 0)
+        over[-1] = 1.0
+        begins[leaving], ends[leaving] = torch.cat([torch.zeros(1, dtype=over.dtype), over[:-1]]), over
     ranges = (largest / means.clamp(min=torch.finfo(torch.float64).tiny)).clamp(_LEAST_RANGE, 1e30)
-    return Plan(means, ranges, turns)
+    return Plan(means, ranges, begins, ends)
 
 
 def ordinary_means(squares: Tensor) -> Tensor:
