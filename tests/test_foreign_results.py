@@ -238,9 +238,15 @@ def test_a_ruined_result_is_told_first_on_every_way_out(tmp_path: Path, capsys: 
 def test_a_training_that_made_it_worse(losses: list[float], fades: bool, worse: bool) -> None:
     run = {"losses": [{"step": step, "loss": loss} for step, loss in enumerate(losses)]}
     assert is_worse(run, fades=fades) is worse
-    assert not failed_training(run | {"kept": True}) and not failed_training(None)
+    if np.isfinite(losses[-1]):
+        assert not failed_training(run | {"kept": True}) and not failed_training(None)
     (told,) = failed_training(run | {"kept": False})
     assert "nothing of it is kept" in told and f"{losses[0]:.4g}" in told
+
+
+def test_a_training_that_could_not_do_without_the_channels_says_so() -> None:
+    (told,) = failed_training({"losses": [{"step": 1, "loss": 0.05}, {"step": 120, "loss": 89.5}], "kept": True})
+    assert "89.5" in told and "coupled channels that went" in told
 
 
 def test_nothing_of_a_training_that_diverged_is_kept(tmp_path: Path) -> None:

@@ -61,14 +61,19 @@ def badly_fitted(sites: Sequence[SiteReport]) -> tuple[str, ...]:
 
 
 def failed_training(run: Mapping[str, Any] | None) -> tuple[str, ...]:
-    """A warning where a distillation has made the model worse; `run` is its JSON object."""
-    if run is None or run.get("kept", True):
+    """A warning where a distillation has made the model worse; `run` is its JSON object.
+
+    One in which coupled channels had to go may end above where it began, but not far.
+    """
+    if run is None or not run["losses"]:
         return ()
     first, last = (run["losses"][place]["loss"] for place in (0, -1))
-    return (
-        f"the distillation ended with a loss of {last:.4g} and had begun with {first:.4g}: nothing of it is kept; a "
-        "smaller --learning-rate, or more --steps, may help",
-    )
+    ended = f"the distillation ended with a loss of {last:.4g} and had begun with {first:.4g}"
+    if not run.get("kept", True):
+        return (f"{ended}: nothing of it is kept; a smaller --learning-rate, or more --steps, may help",)
+    if not last <= first + LOSS_RISE:
+        return (f"{ended}: it has not made up for the coupled channels that went; more --steps or --coupled may help",)
+    return ()
 
 
 def _not_finite(validation: Validation) -> Iterator[str]:
