@@ -165,7 +165,7 @@ INSIDE = [{"squares"}, {"mean"}, {"root"}, {"normal"}, {"x", "squares", "mean", 
 
 
 @pytest.mark.parametrize("each", [False, True], ids=["one pair", "a pair for each reader"])
-@pytest.mark.parametrize("values", INSIDE, ids="-".join)
+@pytest.mark.parametrize("values", INSIDE, ids=lambda values: "-".join(sorted(values)))
 @pytest.mark.parametrize("lines", [RMS, LAYER], ids=["rms", "layer"])
 def test_a_norm_that_is_quantised_inside_is_named(lines: list[str], values: set[str], each: bool) -> None:
     proto = quantised(lines, values, each=each)
