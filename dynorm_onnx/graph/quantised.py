@@ -104,7 +104,7 @@ def _spread(array: np.ndarray, node: ir.Node, shape: tuple[int, ...]) -> np.ndar
 
 
 def made_from(value: ir.Value, constants: set[ir.Value]) -> str | None:
-    """Where `value` follows from constants: how, as "Cast, Mul: its weights are quantised"; else None."""
+    """Where `value` is computed from constants: how, as "Cast, Mul: its weights are quantised"; else None."""
     if value not in constants:
         return None
     ops: dict[str, None] = {}
@@ -112,6 +112,8 @@ def made_from(value: ir.Value, constants: set[ir.Value]) -> str | None:
     for node in _upstream(value):
         ops[node.op_type] = None
         narrow = narrow or node.op_type == "DequantizeLinear" or any(v.dtype in _NARROW for v in inputs_of(node))
+    if not ops:
+        return None
     spelled = ", ".join(list(ops)[::-1])
     return (
         f"{spelled}: its weights are quantised" if narrow else f"{spelled}: its weights are made where the model runs"

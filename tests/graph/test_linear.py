@@ -68,6 +68,14 @@ def test_a_weight_that_is_read_twice_is_left_and_named() -> None:
     assert not found.layers and "2 places" in found.left["w"]
 
 
+@pytest.mark.parametrize(("weight", "named"), [("w", False), ("Identity(w)", True)])
+def test_a_convolution_is_named_only_where_its_weight_is_computed(weight: str, named: bool) -> None:
+    made = "" if weight == "w" else f"v = {weight}\n"
+    model = model_of(f"{made}y = Conv<kernel_shape=[3]>(x, {'v' if made else 'w'})", [OUT, IN, 3], "[2, 6, 5]")
+    left = find_linear_layers(model.graph).left
+    assert list(left.values()) == (["Identity: its weights are made where the model runs"] if named else [])
+
+
 def test_the_residual_stream_is_seen_and_a_bias_is_none() -> None:
     model = model_of("h = MatMul(x, w) k = Add(h, b) s = Sin(k) y = Add(k, s)", [IN, OUT], "[5, 6]")
     (layer,) = find_linear_layers(model.graph).layers
