@@ -68,6 +68,12 @@ TABLE: dict[str, dict[str, str]] = {
     "calibration/fit_rows.py": {
         "no token of the calibration data is": "test_foreign_files.py::test_data_without_a_finite_token_is_refused_at_the_norm",
     },
+    "calibration/in_bodies.py": {
+        ":": "test_foreign_bodies.py::test_a_body_that_sees_no_finite_token_is_named",
+    },
+    "calibration/look.py": {
+        "no norm is left to replace": "test_foreign_bodies.py::test_a_body_that_never_ran_stays",
+    },
     "calibration/norms.py": {
         ":": "test_foreign_files.py::test_data_without_a_finite_token_is_refused_at_the_norm",
     },
@@ -81,6 +87,7 @@ TABLE: dict[str, dict[str, str]] = {
         "the environment variable DYNORM_LIBRARY": "custom_ops/test_library.py::test_a_missing_library_is_named",
     },
     "distillation.py": {
+        "--train norms: all norms lie in bodies": "test_foreign_bodies.py::test_a_distillation_of_functions_that_all_lie_in_bodies",
         "--method distil needs PyTorch: pip": "pytorch/test_distil.py::test_without_pytorch_the_command_says_what_to_install",
         ". --method reconstruct and fit do": "pytorch/graph/test_operators_of_others.py::test_what_fails_by_an_attribute_is_found_before_calibration",
     },
@@ -112,6 +119,9 @@ TABLE: dict[str, dict[str, str]] = {
     },
     "graph/sparse.py": {
         "The sparse tensor": "test_foreign_files.py::test_a_sparse_tensor_with_a_place_outside_it_is_named",
+    },
+    "paper/real_model.py": {
+        "all norms lie in bodies": "test_foreign_bodies.py::test_the_paper_compares_norms_of_the_main_graph",
     },
     "paper/__main__.py": {
         "needs --model: the paper's experiment": "paper/test_command.py::test_wrong_use_is_told_in_a_sentence",

@@ -11,7 +11,7 @@ import pytest
 from onnx import helper
 
 from dynorm_onnx.convert import main
-from dynorm_onnx.errors import NoSiteError, UsageError
+from dynorm_onnx.errors import DataError, NoSiteError, UsageError
 from dynorm_onnx.functions import REGISTRY
 from dynorm_onnx.paper.real_model import compare_on_model
 from dynorm_onnx.runtime.arrays import run
@@ -174,7 +174,7 @@ def test_functions_in_bodies(method: str, place: str, norm: str, tmp_path: Path)
         assert 1e-3 < relative_error(found, outputs(proto, x=x)["y"]) < 0.8
 
 
-POSITIVE = [{"x": feeds["x"] * np.sign(feeds["x"].sum())} for feeds in DATA]
+POSITIVE = [{"x": feeds["x"] * np.sign(feeds["x"].sum((1, 2), keepdims=True))} for feeds in DATA]
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -395,3 +395,9 @@ def test_the_paper_compares_norms_of_the_main_graph(tmp_path: Path) -> None:
         else:
             with pytest.raises(NoSiteError, match="all norms lie in bodies"):
                 compare_on_model(tmp_path / "model.onnx", data=DATA)
+
+
+def test_a_body_that_sees_no_finite_token_is_named(tmp_path: Path) -> None:
+    broken = [{"x": np.full_like(feeds["x"], np.nan)} for feeds in DATA]
+    with pytest.raises(DataError, match="l_y: no token of the calibration data is finite"):
+        converted(held("Loop", "pieces", after=True), tmp_path, data=broken)

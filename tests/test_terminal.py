@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import time
 
 import pytest
@@ -28,9 +29,9 @@ def test_lines_at_the_ends_of_steps_and_between() -> None:
         "find: begins", "find: done", "calibrate: begins", "calibrate: done", "find: begins", "find: done",
     ]  # fmt: skip
     between = [line for line in lines if "so far" in line]
-    assert any(line == "find: 0.1 s so far" for line in between)
+    assert any(re.fullmatch(r"find: \d+\.\d s so far", line) for line in between)
     assert any(line.startswith("calibrate: 1,200 of 3,600 norms and layers, 0.") for line in between)
-    assert any(line.endswith("about 0.1 s left") or line.endswith("about 0.2 s left") for line in between)
+    assert any(re.search(r"about \d+\.\d s left$", line) for line in between)
 
 
 def test_a_step_that_fails_is_not_done() -> None:
