@@ -19,6 +19,9 @@ from dynorm_onnx.runtime.logits import CausalProbe, LogitsOutput, kept_positions
 from dynorm_onnx.runtime.measures import OutputError, OutputSums, PartQuality, TokenQuality, TokenSums
 from dynorm_onnx.runtime.pieces import count_runs, run_batches
 
+FAR_APART = 0.5
+"""The relative error of probabilities from which on it is told: they are judged by their side of a half."""
+
 APART = 1.3
 """Times that the damage on held-out data may be of that on calibration data: the parameters then suit the text that
 they were fitted on rather than the language."""
@@ -68,6 +71,12 @@ class Validation:
         found = [
             f"output {name}: the converted model yields NaN or infinity where the original does not"
             for name in self._broken()
+        ]
+        found += [
+            f"output {name}: its probabilities differ by {error.relative_error:.2g} of their size; where all are on "
+            "one side of a half, that no decision changes says little"
+            for name, error in self.outputs.items()
+            if error.classes == "probability" and FAR_APART < error.relative_error < math.inf
         ]
         if self.quality is not None and self.quality.worst_out_of_proportion:
             worst = self.quality.worst

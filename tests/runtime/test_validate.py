@@ -207,3 +207,19 @@ def test_a_mask_over_past_positions_is_cut() -> None:
 def test_checker_accepts_the_models() -> None:
     for model in (language_model(), bidirectional()):
         onnx.checker.check_model(model, full_check=True)
+
+
+@pytest.mark.parametrize(("shift", "told"), [(1.0, True), (0.1, False)])
+def test_probabilities_far_from_the_originals_on_one_side_of_a_half(shift: float, told: bool) -> None:
+    """No decision changes, and that says little."""
+    near_zero = """<ir_version: 8, opset_import: ["" : 18]>
+    g (float[n, 1] x) => (float[n, 1] p) { z = Sub(x, s) p = Sigmoid(z) }"""
+    sessions = []
+    for value in (10.0, 10.0 + shift):
+        proto = onnx.parser.parse_model(near_zero)
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array([value], np.float32), "s"))
+        sessions.append(make_session(proto))
+    x = np.random.default_rng(0).normal(size=(20, 1)).astype(np.float32)
+    found = validate(*sessions, [{"x": x}])
+    assert found.outputs["p"].class_agreement == 1
+    assert any("p: its probabilities differ by" in line for line in found.warnings) is told
