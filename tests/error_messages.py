@@ -66,16 +66,11 @@ TABLE: dict[str, dict[str, str]] = {
         "is not JSON:": "calibration/test_data_text.py::test_bad_jsonl_line",
     },
     "calibration/fit_rows.py": {
+        ": ": "test_foreign_files.py::test_data_without_a_finite_token_is_refused_at_the_norm",
         "no token of the calibration data is": "test_foreign_files.py::test_data_without_a_finite_token_is_refused_at_the_norm",
-    },
-    "calibration/in_bodies.py": {
-        ":": "test_foreign_bodies.py::test_a_body_that_sees_no_finite_token_is_named",
     },
     "calibration/look.py": {
         "no norm is left to replace": "test_foreign_bodies.py::test_a_body_that_never_ran_stays",
-    },
-    "calibration/norms.py": {
-        ":": "test_foreign_files.py::test_data_without_a_finite_token_is_refused_at_the_norm",
     },
     "config.py": {
         "is not one of": "test_pipeline.py::test_unknown_arguments_and_targets_are_named",

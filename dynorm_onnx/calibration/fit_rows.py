@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
@@ -15,6 +16,9 @@ from dynorm_onnx.calibration.rows import Rows
 from dynorm_onnx.errors import DataError
 from dynorm_onnx.functions import Coupling, Function
 from dynorm_onnx.functions.coupling import applied
+from dynorm_onnx.graph.lower import LoweredNorm
+
+log = logging.getLogger(__name__)
 
 STEEPEST = 3.0
 STEEPER_BY_ERROR = 8.0
@@ -43,6 +47,19 @@ def steeper(chosen: Chosen) -> float:
     if chosen.coupling is None:
         return STEEPEST
     return min(1 + STEEPER_BY_ERROR * chosen.ordinary_error, STEEPEST)
+
+
+def fit_norm(
+    norm: LoweredNorm, function: Function, batches: Callable[[], Iterator[Rows]], leeway: Mapping[str, Leeway]
+) -> Fit:
+    """fit_rows() of one norm of a lowered model, told to the log. Raises DataError, naming the site, where it does."""
+    own, dtype = leeway[norm.site_name], norm.dtype.numpy()
+    try:
+        fitted = fit_rows(function, norm.kind, norm.epsilon, batches, own, dtype)
+    except DataError as error:
+        raise DataError(f"{norm.site_name}: {error}") from error
+    log.info("%s: %s", norm.site_name, told(fitted))
+    return fitted
 
 
 def fit_rows(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -17,14 +16,14 @@ import onnx_ir as ir
 
 from dynorm_onnx.calibration.coupling import squared_lengths
 from dynorm_onnx.calibration.fit import Fit
-from dynorm_onnx.calibration.fit_rows import Leeway, fit_rows, told
+from dynorm_onnx.calibration.fit_rows import Leeway, fit_norm
 from dynorm_onnx.calibration.held_out import HeldOut, held_out_rows, held_out_samples
 from dynorm_onnx.calibration.massive import has_sinks
 from dynorm_onnx.calibration.one_parameter import norm_core
 from dynorm_onnx.calibration.rows import Rows
 from dynorm_onnx.calibration.stages import MEMORY_LIMIT
 from dynorm_onnx.calibration.weights import row_weights, weights_of_batches
-from dynorm_onnx.errors import DataError, ModelError
+from dynorm_onnx.errors import ModelError
 from dynorm_onnx.functions import Function
 from dynorm_onnx.graph.give_out import GivenOut, give_out
 from dynorm_onnx.graph.lower import LoweredNorm
@@ -34,8 +33,6 @@ from dynorm_onnx.graph.reads import holders_of
 from dynorm_onnx.runtime.activations import ActivationStore
 from dynorm_onnx.runtime.arrays import Feeds, run
 from dynorm_onnx.runtime.session import FATAL, make_session
-
-log = logging.getLogger(__name__)
 
 _NOT_HAD = "what it sees cannot be had"
 
@@ -63,16 +60,7 @@ class InBodies:
 
     def fits(self, function: Function, leeway: Mapping[str, Leeway]) -> dict[str, Fit]:
         """The Fit of every norm. Raises DataError, naming the site, where no token is finite."""
-        return {norm.site_name: self._fit(norm, function, leeway[norm.site_name]) for norm in self.norms}
-
-    def _fit(self, norm: LoweredNorm, function: Function, leeway: Leeway) -> Fit:
-        try:
-            rows = self.rows[norm.site_name]
-            fitted = fit_rows(function, norm.kind, norm.epsilon, rows, leeway, norm.dtype.numpy())
-        except DataError as error:
-            raise DataError(f"{norm.site_name}: {error}") from error
-        log.info("%s: %s", norm.site_name, told(fitted))
-        return fitted
+        return {norm.site_name: fit_norm(norm, function, self.rows[norm.site_name], leeway) for norm in self.norms}
 
 
 @contextlib.contextmanager

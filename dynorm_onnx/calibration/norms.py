@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -12,21 +11,18 @@ import onnx_ir as ir
 
 from dynorm_onnx.calibration.data import signature
 from dynorm_onnx.calibration.fit import Fit
-from dynorm_onnx.calibration.fit_rows import Leeway, fit_rows, told
+from dynorm_onnx.calibration.fit_rows import Leeway, fit_norm
 from dynorm_onnx.calibration.held_out import held_out_samples
 from dynorm_onnx.calibration.plan import SolvePoint
 from dynorm_onnx.calibration.rows import Rows
 from dynorm_onnx.calibration.stages import Activations, StageRunner, require_pairs
 from dynorm_onnx.calibration.weights import weights_of_batches
-from dynorm_onnx.errors import DataError
 from dynorm_onnx.functions import Function
 from dynorm_onnx.graph.lower import LoweredNorm
 from dynorm_onnx.graph.model_io import clone
 from dynorm_onnx.graph.reads import holders_of, path_to
 from dynorm_onnx.graph.rewrite import replace
 from dynorm_onnx.runtime.arrays import Feeds
-
-log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,13 +91,7 @@ def norm_solvers(
 
     def solver(norm: LoweredNorm) -> Solver:
         def solve(converted: ir.Model, activations: Callable[[], Iterator[Activations]]) -> None:
-            try:
-                rows = functools.partial(rows_of_norm, norm, activations)
-                own, dtype = leeway[norm.site_name], norm.dtype.numpy()
-                fitted = fit_rows(function, norm.kind, norm.epsilon, rows, own, dtype)
-            except DataError as error:
-                raise DataError(f"{norm.site_name}: {error}") from error
-            log.info("%s: %s", norm.site_name, told(fitted))
+            fitted = fit_norm(norm, function, functools.partial(rows_of_norm, norm, activations), leeway)
             fits[norm.site_name] = fitted
             put_in_place(converted, norm, function, fitted)
 

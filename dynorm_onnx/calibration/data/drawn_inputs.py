@@ -37,9 +37,7 @@ def draw_samples(
 
     Raises DataError for an input whose number of axes the model does not say, or that takes strings or sequences.
     """
-    drawn = _drawn(signature)
-    sizes = _Sizes(signature, drawn, signature.fixed_length or length)
-    bounds = drawn_bounds(graph, drawn, sizes.named)
+    drawn, sizes, bounds = _plan(signature, graph, length)
 
     def draw(spec: InputSpec) -> np.ndarray:
         return _draw(spec, sizes.of(spec), bounds.get(spec.name), rng)
@@ -52,10 +50,16 @@ def draw_samples(
 
 def unbounded(signature: ModelSignature, graph: ir.Graph, length: int) -> list[str]:
     """The integer inputs of which nothing says how large their elements may be."""
-    drawn = _drawn(signature)
-    bounds = drawn_bounds(graph, drawn, _Sizes(signature, drawn, signature.fixed_length or length).named)
+    drawn, _, bounds = _plan(signature, graph, length)
     integers = [spec for spec in drawn if spec.dtype.kind in "iu" and spec.dtype != np.uint8]
     return [spec.name for spec in integers if spec.name not in bounds]
+
+
+def _plan(signature: ModelSignature, graph: ir.Graph, length: int) -> tuple[list[InputSpec], _Sizes, dict[str, int]]:
+    """What to draw, how large it is, and by name what integers are drawn below."""
+    drawn = _drawn(signature)
+    sizes = _Sizes(signature, drawn, signature.fixed_length or length)
+    return drawn, sizes, drawn_bounds(graph, drawn, sizes.named)
 
 
 def _drawn(signature: ModelSignature) -> list[InputSpec]:
