@@ -56,6 +56,12 @@ def enlarges(shape: Shape, onto: Shape) -> bool:
     )
 
 
+def misfits(shape: Shape, onto: Shape) -> bool:
+    """Whether a tensor of this shape certainly cannot be stretched to one of shape `onto`."""
+    pairs = zip(reversed(shape), reversed(onto), strict=False)
+    return any(s != d and s != 1 and None not in (s, d) for s, d in pairs)
+
+
 def spelled(shape: Shape) -> str:
     """A shape for a sentence."""
     return "[" + ", ".join("?" if d is None else str(d) for d in shape) + "]"
@@ -77,9 +83,7 @@ def why_not_weight(index: GraphIndex, value: ir.Value, x: ir.Value, axes: tuple[
         return None
     if onto is not None and enlarges(shape, onto):
         return f"its weight of shape {spelled(shape)} enlarges the input of shape {spelled(onto)}"
-    if onto is not None and any(
-        s != d and s != 1 and None not in (s, d) for s, d in zip(reversed(shape), reversed(onto), strict=False)
-    ):
+    if onto is not None and misfits(shape, onto):
         return f"its weight of shape {spelled(shape)} does not fit the input of shape {spelled(onto)}"
     for axis in range(-1, -len(shape) - 1, -1):
         if shape[axis] == 1 or axis in axes:

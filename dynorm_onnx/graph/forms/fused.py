@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import onnx_ir as ir
 
 from dynorm_onnx.graph.forms import constants
-from dynorm_onnx.graph.forms.affine import spelled
+from dynorm_onnx.graph.forms.affine import enlarges, misfits, spelled
 from dynorm_onnx.graph.forms.index import FLOATS, LARGEST_RANK, GraphIndex
 from dynorm_onnx.graph.norm_site import Kind, NearMiss, NormSite, Refusal
 
@@ -235,10 +235,9 @@ def _why_not(index: GraphIndex, x: ir.Value | None, weight: ir.Value | None) -> 
     onto, shape = index.shape(x), index.shape(weight)
     if onto is None or shape is None:
         return None
-    pairs = list(zip(reversed(onto), reversed(shape), strict=False))
-    if len(shape) > len(onto) or any(have == 1 and want not in (1, None) for have, want in pairs):
+    if enlarges(shape, onto):
         return "its weight enlarges the shape"
-    if any(have != want and want != 1 and None not in (have, want) for have, want in pairs):
+    if misfits(shape, onto):
         return f"its weight of shape {spelled(shape)} does not fit its input of shape {spelled(onto)}"
     return None
 

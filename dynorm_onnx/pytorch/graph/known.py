@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Iterator
 import onnx_ir as ir
 
 from dynorm_onnx.errors import ModelError
+from dynorm_onnx.graph.reads import bodies_of
 from dynorm_onnx.pytorch.graph.operators import OPERATORS, TORCH_TYPES
 from dynorm_onnx.pytorch.graph.tensors import is_held
 
@@ -51,9 +52,8 @@ def _nodes(model: ir.Model, nodes: Iterable[ir.Node], leave: frozenset[ir.Node])
             yield from _nodes(model, function, leave)
             continue
         yield node
-        for attribute in node.attributes.values():
-            if attribute.type == ir.AttributeType.GRAPH:
-                yield from _nodes(model, attribute.as_graph(), leave)
+        for _, body in bodies_of(node):
+            yield from _nodes(model, body, leave)
 
 
 def _tensors(model: ir.Model) -> Iterator[tuple[str, ir.TensorProtocol]]:
