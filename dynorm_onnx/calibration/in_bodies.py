@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from dynorm_onnx.calibration.coupling import squared_lengths
+from dynorm_onnx.calibration.data import signature
 from dynorm_onnx.calibration.fit import Fit
 from dynorm_onnx.calibration.fit_rows import Leeway, fit_norm
 from dynorm_onnx.calibration.held_out import HeldOut, held_out_rows, held_out_samples
@@ -70,7 +71,8 @@ def seen_in_bodies(lowered: ir.Model, norms: Sequence[LoweredNorm], batches: Seq
     if not inside:
         yield InBodies()
         return
-    weights, samples = weights_of_batches(lowered, batches), held_out_samples(batches)
+    weights = weights_of_batches(lowered, batches)
+    samples = held_out_samples(batches, outermost=signature(lowered).has_samples_outermost)
     holders = holders_of(lowered.graph)
     with ActivationStore(MEMORY_LIMIT) as store:
         given, kept = _run(lowered, inside, batches, store)

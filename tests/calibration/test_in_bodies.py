@@ -176,8 +176,8 @@ CASES: dict[str, tuple[str, Body]] = {
 }  # fmt: skip
 
 
-def lowered(body: str) -> tuple[ir.Model, tuple[LoweredNorm, ...]]:
-    text = f"g (float[n,4,8] x) => (float[a,b,8] y) {{ h = MatMul(x, lin) {body} }}"
+def lowered(body: str, shape: str = "n,4,8") -> tuple[ir.Model, tuple[LoweredNorm, ...]]:
+    text = f"g (float[{shape}] x) => (float[a,b,8] y) {{ h = MatMul(x, lin) {body} }}"
     proto = model(text, {name: array for name, array in WEIGHTS.items() if name in text})
     prepared = prepare(ir.from_proto(proto), value_types)
     return prepared, lower(prepared, find_sites(prepared, run=run_model).sites)
@@ -215,6 +215,15 @@ def test_samples_that_are_held_out_are_so_in_every_run() -> None:
         assert np.array_equal(batch.held_out, np.tile(np.repeat(expected, 4), 3))
         sample += 5
     assert sum(batch.held_out.any() for batch in rows) == 3
+
+
+def test_samples_behind_time_are_held_out_with_their_batch() -> None:
+    """Of six batches of five steps and four samples the last is held out, and nothing of the others."""
+    made, norms = lowered(IN_LOOP, "time,batch,8")
+    with seen_in_bodies(made, norms, BATCHES) as bodies:
+        rows = list(bodies.rows[norms[0].site_name]())
+    assert [bool(batch.held_out.all()) for batch in rows] == [False] * 5 + [True]
+    assert [bool(batch.held_out.any()) for batch in rows] == [False] * 5 + [True]
 
 
 def test_samples_that_are_runs_of_a_scan_are_held_out_whole() -> None:
