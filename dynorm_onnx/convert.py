@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.text import Text
 
 from dynorm_onnx.config import METHODS, OPTIMIZE, PROVIDERS, SAMPLES, TRAIN, ConvertConfig
 from dynorm_onnx.errors import DynormError
 from dynorm_onnx.pipeline import TARGETS, convert_model
 from dynorm_onnx.report import Report, print_report
-from dynorm_onnx.terminal import print_error, shown_progress, table_console, use_safe_streams
+from dynorm_onnx.terminal import log_handler, print_error, shown_progress, table_console, use_safe_streams
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -161,7 +160,7 @@ def _coupled(text: str) -> int | None:
 
 def _log_to(console: Console, verbosity: int, quiet: bool) -> None:
     level = logging.ERROR if quiet else (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbosity, 2)]
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=console)])
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[log_handler(console)])
     logging.getLogger("dynorm_onnx").setLevel(level)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import sys
 import threading
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.text import Text
@@ -42,6 +44,11 @@ def table_console() -> Console:
     if not console.is_terminal and "COLUMNS" not in os.environ:
         return Console(width=NARROWEST)
     return console
+
+
+def log_handler(console: Console) -> logging.Handler:
+    """One for logging.basicConfig(): in columns on a terminal, elsewhere a line for each message, however long."""
+    return RichHandler(console=console) if console.is_terminal else logging.StreamHandler(console.file)
 
 
 def print_error(console: Console, text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import re
 import time
 
@@ -10,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from dynorm_onnx.progress import StepClock
-from dynorm_onnx.terminal import ProgressLines, print_error, shown_progress
+from dynorm_onnx.terminal import ProgressLines, log_handler, print_error, shown_progress
 
 
 def test_lines_at_the_ends_of_steps_and_between() -> None:
@@ -60,3 +61,12 @@ def test_an_error_is_printed_as_it_is() -> None:
     file = io.StringIO()
     print_error(Console(file=file, width=20), "error: [bold]x[/] of :smile: " + "long " * 10)
     assert file.getvalue().strip() == ("error: [bold]x[/] of :smile: " + "long " * 10).strip()
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_message_of_the_log_is_one_line_where_there_is_no_terminal(terminal: bool) -> None:
+    file = io.StringIO()
+    message = "model.layers.11.post_attention_layernorm: " + ", ".join(f"channel {place}" for place in range(40))
+    handler = log_handler(Console(file=file, force_terminal=terminal, width=80))
+    handler.emit(logging.LogRecord("dynorm_onnx", logging.INFO, "fit.py", 1, message, None, None))
+    assert (file.getvalue() == message + "\n") is not terminal

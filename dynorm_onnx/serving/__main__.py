@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.markup import escape
 from rich.table import Table
 
@@ -37,7 +36,7 @@ from dynorm_onnx.serving.load import PROTOCOLS, measure_latency
 from dynorm_onnx.serving.speed import measure_speed
 from dynorm_onnx.serving.triton import BACKENDS, DEFAULT_BATCH, HOST_REPOSITORY, write_triton_model
 from dynorm_onnx.serving.yaml_text import yaml_documents
-from dynorm_onnx.terminal import print_error, use_safe_streams
+from dynorm_onnx.terminal import log_handler, print_error, use_safe_streams
 
 _FILE_WIDTH = 120
 
@@ -47,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     use_safe_streams()
     options = vars(_parser().parse_args(arguments))
     errors = Console(stderr=True)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=errors)])
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[log_handler(errors)])
     command = options.pop("command")
     try:
         command(options, errors)
