@@ -136,8 +136,3 @@ def _corner(session: Any, feeds: Feeds, tokens: str) -> Feeds:
         return feeds
     corner = {name: array[:_FEW_SAMPLES, :_FEW_TOKENS] for name, array in feeds.items()}
     return corner if _kept(corner, corner[tokens]).sum(1).max() > 1 else feeds
-
-
-def vocabulary_loss(log_probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Negative log-likelihood in nats of labels [N] under log-probabilities [N, V]."""
-    return -np.take_along_axis(log_probabilities, labels[:, None].astype(np.int64), axis=-1)[:, 0]
