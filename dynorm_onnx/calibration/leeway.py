@@ -40,15 +40,15 @@ def leeways_of(
 ) -> dict[str, Leeway]:
     """The leeway of every norm, from the names of those that see sinks and the channels of all.
 
-    A stream, here all norms over as many channels, has sinks where one of its norms sees them. `coupled` None: its
-    norms couple MOST_COUPLED channels at most, all others none, so that a model without sinks stays one of single
-    channels. `fades`: a training follows in which channels fade to `coupled`; it begins with what the model needs if
-    that is more.
+    A stream, here all norms over as many channels, has sinks where one of its norms sees them. `coupled` None: all norms
+    of a model with such a stream couple MOST_COUPLED channels at most, and those of others none. (Queries and keys have
+    no sinks, but with pure functions there a model that has them elsewhere is lost: docs/quality.md.) `fades`: a
+    training follows in which channels fade to `coupled`; it begins with what the model needs if that is more.
     """
     streams = {channels[name] for name in massive}
+    needed = MOST_COUPLED if streams else 0
 
     def leeway(has_sinks: bool) -> Leeway:
-        needed = MOST_COUPLED if has_sinks else 0
         if coupled is None:
             return Leeway(needed, has_sinks)
         return Leeway(max(coupled, needed) if fades else coupled, has_sinks)
