@@ -11,8 +11,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from dynorm_onnx.calibration.on_grid import round_to_grid
-from dynorm_onnx.graph.quantised import Grid
+from dynorm_onnx.calibration.on_grid import Metric, round_to_grid
+from dynorm_onnx.graph.quantised import Blocks, Grid
 from dynorm_onnx.report import Report
 from tests.test_foreign_files import converted, model
 
@@ -95,12 +95,12 @@ def test_dequantised_weights_are_refitted_on_their_grid(
     _, fitted = converted(proto, tmp_path, data=DATA, method="fit")
     output, report = converted(proto, tmp_path, data=DATA, method="reconstruct")
     changed = set(report.changed_initializers)
-    assert changed & {"q0", "q1"} and not changed & {"s0", "s1", "z0", "z1", "first"}
+    assert changed & {"q0", "q1"} and not changed & {"z0", "z1", "first"}
     before, after = (arrays_of(each) for each in (proto, onnx.load(output)))
-    for name in ("q0", "q1"):
+    for name in ("q0", "q1", "s0", "s1"):
         assert after[name].dtype == before[name].dtype and after[name].shape == before[name].shape
         assert np.any(after[name] != before[name]) is np.bool_(name in changed)
-    for name in ("s0", "s1", "z0", "z1"):
+    for name in ("z0", "z1"):
         np.testing.assert_array_equal(after[name], before[name])
     assert error(report) < error(fitted)
 
@@ -119,8 +119,9 @@ def test_rounding_row_by_row_is_better_than_to_the_nearest() -> None:
     features = rng.normal(size=(400, C)) @ rng.normal(size=(C, C))
     weights = rng.normal(size=(C + 1, 12))
     features = np.hstack([features, np.ones((400, 1))])
-    grid = Grid(np.full((C, 12), 0.4), np.zeros((C, 12)), -8, 7)
-    rounded = round_to_grid(weights, grid, features.T @ features, 1e-5)
+    scale, zero = (Blocks.of(np.array(number), (C, 12)) for number in (0.4, 0.0))
+    grid = Grid(scale, zero, -8, 7, np.dtype(np.float32))
+    rounded = round_to_grid(Metric(weights, features.T @ features, 1e-5), grid)
     nearest = weights.copy()
     nearest[:C] = grid.values(grid.whole(weights[:C]))
     np.testing.assert_allclose(rounded[:C], grid.values(grid.whole(rounded[:C])))
@@ -131,20 +132,20 @@ def test_rounding_row_by_row_is_better_than_to_the_nearest() -> None:
 INTEGER = """
   q{p}, s{p}, z{p} = DynamicQuantizeLinear(h{p})
   n{p} = MatMulInteger(q{p}, i{p}, z{p})
-  f{p} = Cast<to = 1>(n{p})
-  m{p} = Mul(f{p}, s{p})
+  m{p} = Cast<to = 1>(n{p})
 """
-CAST = "c{p} = Cast<to = 1>(i{p})\nk{p} = Mul(c{p}, scale)\nm{p} = MatMul(h{p}, k{p})"
+CAST = "c{p} = Cast<to = 1>(i0)\nk{p} = Mul(c{p}, scale)\nm{p} = MatMul(h{p}, k{p})"
 SHARED = "d{p} = DequantizeLinear(i0, scale)\nm{p} = MatMul(h{p}, d{p})"
 FLOAT8 = "d{p} = DequantizeLinear(e{p}, scale)\nm{p} = MatMul(h{p}, d{p})"
+TWICE = "its whole numbers are read in 2 places"
 
 
 @pytest.mark.parametrize(("product", "said"), [
-    (INTEGER, "MatMulInteger: its weights are quantised"),
-    (CAST, "Cast, Mul: its weights are quantised"),
-    (SHARED, "DequantizeLinear: its weights are quantised"),
-    (FLOAT8, "DequantizeLinear: its weights are quantised"),
-])  # fmt: skip
+    (INTEGER, "MatMulInteger: its weights are quantised, and what follows is not a Cast and Muls by the scales"),
+    (CAST, f"Cast, Mul: its weights are quantised, and {TWICE}"),
+    (SHARED, f"DequantizeLinear: its weights are quantised, and {TWICE}"),
+    (FLOAT8, "DequantizeLinear: its weights are quantised, and FLOAT8E4M3FN has no grid"),
+], ids=["integer", "cast", "shared", "float8"])  # fmt: skip
 def test_other_quantised_weights_are_named(product: str, said: str, tmp_path: Path) -> None:
     text = "g (float[n,8,16] x) => (float[n,8,16] y) {\nx0 = Identity(x)\n"
     for place in range(2):
