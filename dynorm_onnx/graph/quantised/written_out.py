@@ -40,7 +40,7 @@ def written_out(mul: ir.Node, turned: bool, shape: tuple[int, ...] | None) -> Qu
         spread, offset = spread.turned, offset.turned
     stored = fixed_tensor(scale)
     dtype = np.dtype(np.float32) if stored is None else stored.numpy().dtype
-    free = None if stored is None else free_scales(scale)
+    free = free_scales(scale) if scales.size == spread.numbers.size else None  # else one scale is that of many blocks
     layout, limits = Plain((shape[0], shape[1]), turned), RANGES[value.dtype]
     return QuantisedWeight(value, layout, spread, offset, limits, dtype, free, turned)
 
