@@ -15,11 +15,13 @@ import numpy as np
 from dynorm_onnx.graph.quantised import Grid
 
 BLOCK = 128  # rows whose updates of the rows behind are made together
-ROUNDS = 4  # of scales and whole numbers in turn, at most
+ROUNDS = 2  # of scales and whole numbers in turn, at most
 LEAST_GAIN = 1e-3  # of the squared error, for another round
 TOWARDS_OLD = 1e-3
 """How strongly scales are held where they are, in units of the mean of the diagonal of their equations: a block whose
 weights are all zero has no other say."""
+RATIOS = 2.0 ** np.linspace(-1, 1, 17)
+"""Times the old scales: where scales may begin."""
 MOST_CHANGE = 4.0  # of a scale, times or by; what asks for more is left as it was
 SUMS_LIMIT = 1 << 28  # bytes of the scales' equations that are held at once
 
@@ -86,24 +88,39 @@ def round_to_grid(metric: Metric, grid: Grid) -> np.ndarray:
     return rounded
 
 
-def round_with_scales(metric: Metric, grid: Grid, rounded: np.ndarray) -> tuple[np.ndarray, Grid]:
-    """Weights of less squared error on a grid of the same kind with scales of its own, and that grid.
+def round_with_scales(metric: Metric, grid: Grid) -> tuple[np.ndarray, Grid]:
+    """Weights [K (+ 1), N] on a grid of the same kind with scales of its own, and that grid.
 
-    `rounded` is what round_to_grid() gave for `grid`; both come back where no scales are better.
+    Scales for whole numbers, and whole numbers for scales, in turn end in the nearest of many optima. So they begin
+    with scales that suit the free weights, which the old ones may cut off (docs/quality.md has what that is worth).
     """
-    rows = grid.scale.shape[0]
-    best, error = (rounded, grid), metric.error(rounded)
+    rows, grid = grid.scale.shape[0], grid.with_scale(nearest_scales(metric, grid))
+    weights = round_to_grid(metric, grid)
+    error = metric.error(weights)
     for _ in range(ROUNDS):
-        weights, own = best
-        whole = own.whole(weights[:rows])
-        own = own.with_scale(fit_scales(metric, own, whole))
+        whole = grid.whole(weights[:rows])
+        own = grid.with_scale(fit_scales(metric, grid, whole))
         tried = [metric.with_bias(own.values(whole)), round_to_grid(metric, own)]
-        errors = [metric.error(weights) for weights in tried]
+        errors = [metric.error(each) for each in tried]
         place = int(np.argmin(errors))
         if not errors[place] < error * (1 - LEAST_GAIN):
             break
-        best, error = (tried[place], own), errors[place]
-    return best
+        weights, grid, error = tried[place], own, errors[place]
+    return weights, grid
+
+
+def nearest_scales(metric: Metric, grid: Grid) -> np.ndarray:
+    """The scales [KB, NB], of RATIOS times the old ones, that round the free weights with least error, each input by
+    itself."""
+    scale, rows = grid.scale, grid.scale.shape[0]
+    free, weight = metric.weights[:rows], np.diag(metric.shifted)[:rows, None]
+    starts = np.arange(0, rows, scale.rows), np.arange(0, scale.shape[1], scale.columns)
+    found, least = scale.numbers, np.full(scale.numbers.shape, np.inf)
+    for ratio in RATIOS:
+        own = grid.with_scale(ratio * scale.numbers)
+        error = _block_sums(weight * np.square(own.values(own.whole(free)) - free), *starts)
+        found, least = np.where(error < least, own.scale.numbers, found), np.minimum(error, least)
+    return found
 
 
 def fit_scales(metric: Metric, grid: Grid, whole: np.ndarray) -> np.ndarray:
