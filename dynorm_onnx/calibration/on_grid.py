@@ -52,8 +52,12 @@ class Metric:
 
     def error(self, weights: np.ndarray) -> float:
         """Of other weights [K (+ 1), N]: the squared error that they add."""
+        return float(np.sum(self.errors(weights)))
+
+    def errors(self, weights: np.ndarray) -> np.ndarray:
+        """That of each column, [N]."""
         change = weights - self.weights
-        return float(np.sum(change * (self.shifted @ change)))
+        return np.sum(change * (self.shifted @ change), axis=0)
 
     def with_bias(self, matrix: np.ndarray) -> np.ndarray:
         """A matrix [K, N], and behind it the bias that suits it best, if there is one."""
@@ -88,25 +92,42 @@ def round_to_grid(metric: Metric, grid: Grid) -> np.ndarray:
     return rounded
 
 
-def round_with_scales(metric: Metric, grid: Grid) -> tuple[np.ndarray, Grid]:
-    """Weights [K (+ 1), N] on a grid of the same kind with scales of its own, and that grid.
+def round_with_scales(metric: Metric, grid: Grid, rounded: np.ndarray) -> tuple[np.ndarray, Grid]:
+    """Weights [K (+ 1), N] of no more squared error on a grid of the same kind with scales of its own, and that grid.
 
-    Scales for whole numbers, and whole numbers for scales, in turn end in the nearest of many optima. So they begin
-    with scales that suit the free weights, which the old ones may cut off (docs/quality.md has what that is worth).
+    `rounded` is what round_to_grid() gave for `grid`. Scales for whole numbers, and whole numbers for scales, in turn
+    end in the nearest of many optima. So they begin twice, with the scales as they are and with those that suit the
+    free weights, which the old ones may cut off; and each block of columns takes what is best for it.
     """
-    rows, grid = grid.scale.shape[0], grid.with_scale(nearest_scales(metric, grid))
-    weights = round_to_grid(metric, grid)
-    error = metric.error(weights)
+    near = grid.with_scale(nearest_scales(metric, grid))
+    ends = [_in_turn(metric, *begin) for begin in ((rounded, grid), (round_to_grid(metric, near), near))]
+    return _best_columns(metric, *ends)
+
+
+def _in_turn(metric: Metric, weights: np.ndarray, grid: Grid) -> tuple[np.ndarray, Grid]:
+    """Scales for whole numbers, whole numbers for scales, while the error falls."""
+    rows, error = grid.scale.shape[0], metric.error(weights)
     for _ in range(ROUNDS):
         whole = grid.whole(weights[:rows])
         own = grid.with_scale(fit_scales(metric, grid, whole))
-        tried = [metric.with_bias(own.values(whole)), round_to_grid(metric, own)]
-        errors = [metric.error(each) for each in tried]
-        place = int(np.argmin(errors))
-        if not errors[place] < error * (1 - LEAST_GAIN):
+        with_scales, rounded_again = metric.with_bias(own.values(whole)), round_to_grid(metric, own)
+        weights, grid = _best_columns(metric, (weights, grid), (with_scales, own), (rounded_again, own))
+        before, error = error, metric.error(weights)
+        if not error < before * (1 - LEAST_GAIN):
             break
-        weights, grid, error = tried[place], own, errors[place]
     return weights, grid
+
+
+def _best_columns(metric: Metric, *found: tuple[np.ndarray, Grid]) -> tuple[np.ndarray, Grid]:
+    """Of several weights and their grids, alike but for the scales, the best for each block of columns: what is in one
+    adds nothing to the error of another."""
+    scale = found[0][1].scale
+    starts = np.arange(0, scale.shape[1], scale.columns)
+    errors = [np.add.reduceat(metric.errors(weights), starts) for weights, _ in found]
+    best = np.argmin(errors, axis=0)
+    of_column = np.repeat(best, scale.columns)[: scale.shape[1]]
+    weights = np.choose(of_column, [weights for weights, _ in found])
+    return weights, found[0][1].with_scale(np.choose(best, [grid.scale.numbers for _, grid in found]))
 
 
 def nearest_scales(metric: Metric, grid: Grid) -> np.ndarray:

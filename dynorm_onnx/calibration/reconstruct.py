@@ -126,7 +126,7 @@ def _of_its_grid(layer: LinearLayer, ridge: Ridge, training: Equations, held_out
     rounded = round_to_grid(metric, grid)
     found = {"rounded with its scales as they are": (rounded, grid)}
     if layer.has_free_scales:
-        found["rounded with new scales"] = round_with_scales(metric, grid)
+        found["rounded with new scales"] = round_with_scales(metric, grid, rounded)
     changes = {how: held_out.error_change(weights - start) for how, (weights, _) in found.items()}
     best = min(changes, key=lambda how: changes[how])
     told = ", ".join(f"{how} {change:.4g}" for how, change in changes.items())

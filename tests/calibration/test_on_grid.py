@@ -101,7 +101,7 @@ def test_sums_of_few_columns_at_a_time_give_the_same(monkeypatch: pytest.MonkeyP
 def test_new_scales_leave_less_error_and_are_of_their_type(block: str, dtype: type) -> None:
     found, own = metric(), grid(BLOCKS[block], dtype=dtype)
     rounded = round_to_grid(found, own)
-    better, new = round_with_scales(found, own)
+    better, new = round_with_scales(found, own, rounded)
     assert found.error(better) < found.error(rounded) * 0.95
     np.testing.assert_array_equal(new.scale.numbers.astype(dtype).astype(np.float64), new.scale.numbers)
     np.testing.assert_allclose(better[:K], new.values(new.whole(better[:K])), atol=1e-12)
@@ -122,13 +122,21 @@ def test_scales_to_begin_with_are_the_best_of_those_tried(block: str) -> None:
     np.testing.assert_allclose(nearest_scales(found, own), by_hand, rtol=1e-6)
 
 
+def test_each_column_takes_what_is_best_for_it() -> None:
+    found, own = metric(), grid((4, 1))
+    rounded = round_to_grid(found, own)
+    better, _ = round_with_scales(found, own, rounded)
+    assert np.all(found.errors(better) <= found.errors(rounded) * (1 + 1e-12))
+    np.testing.assert_allclose(found.error(better), sum(found.errors(better)))
+
+
 def test_scales_that_are_best_already_stay() -> None:
     own = grid((4, 1))
     whole = np.random.default_rng(3).integers(-8, 8, (K, N))
     whole[::4] = 7  # half the scale would not do
     on = Metric(own.values(whole), metric(bias=False).products, 1e-5)
     np.testing.assert_allclose(fit_scales(on, own, whole), own.scale.numbers)
-    weights, found = round_with_scales(on, own)
+    weights, found = round_with_scales(on, own, round_to_grid(on, own))
     np.testing.assert_array_equal(found.scale.numbers, own.scale.numbers)
     np.testing.assert_allclose(weights, on.weights)
 
