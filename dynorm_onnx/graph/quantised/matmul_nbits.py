@@ -61,6 +61,8 @@ def matmul_nbits(node: ir.Node) -> QuantisedProduct | str:
     shape, bits = (inputs, outputs), node.attributes["bits"].as_int() if "bits" in node.attributes else 4
     if bits not in _BITS:
         return f"of {bits} bits a byte does not hold a whole number"
+    if "weight_prepacked" in node.attributes and node.attributes["weight_prepacked"].as_int():
+        return "they lie in the order of one GPU's kernels"
     if operands.get("g_idx") is not None:
         return "g_idx gives each of its inputs a block of its own"
     if (why := unusable(operands["B"], "its packed weights")) is not None:

@@ -94,11 +94,20 @@ def test_an_index_of_groups_is_named() -> None:
     assert "MatMulNBits: its weights are quantised, and g_idx" in reason(nbits(4, 16, 32, np.float32, "", ", index"))
 
 
-def test_bits_that_bytes_do_not_hold_are_named() -> None:
+@pytest.mark.parametrize(("name", "number", "said"), [
+    ("bits", 3, "of 3 bits a byte does not hold a whole number"),
+    ("weight_prepacked", 1, "they lie in the order of one GPU's kernels"),
+])  # fmt: skip
+def test_bytes_in_another_order_are_named(name: str, number: int, said: str) -> None:
     model = nbits(4, 16, 32, np.float32, "")
-    node = model.graph.node(0)
-    node.attributes["bits"] = ir.AttrInt64("bits", 3)
-    assert "3 bits" in reason(model)
+    model.graph.node(0).attributes[name] = ir.AttrInt64(name, number)
+    assert f"MatMulNBits: its weights are quantised, and {said}" in reason(model)
+
+
+def test_a_weight_that_says_it_is_not_packed_anew_is_read() -> None:
+    model = nbits(4, 16, 32, np.float32, "")
+    model.graph.node(0).attributes["weight_prepacked"] = ir.AttrInt64("weight_prepacked", 0)
+    assert layer_of(model).has_free_scales
 
 
 def test_scales_that_do_not_fit_are_named() -> None:
