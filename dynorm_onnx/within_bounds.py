@@ -104,7 +104,8 @@ def _costs(
         for done, group in enumerate(groups):
             outside, inside = by_place(lowered.graph, group)
             values = {norm.y for norm in outside} | {output for holder in inside for output in holder.outputs}
-            readers = {layer.name for layer in (*found.layers, *found.on_grid) if layer.x in values}
+            layers = [layer for layer in (*found.layers, *found.on_grid) if layer.x in values]
+            readers = {value.name for layer in layers for value in layer.initializers}
             weights = {name: array for name, array in calibrated.initializers.items() if name not in readers}
             others = [norm for norm in norms if norm not in group]
             back = rewritten(config, lowered, others, dataclasses.replace(calibrated, initializers=weights))

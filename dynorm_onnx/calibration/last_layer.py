@@ -15,7 +15,7 @@ import numpy as np
 from dynorm_onnx.calibration.held_out import held_out_rows
 from dynorm_onnx.calibration.lbfgs import MEMORY, Objective, minimise
 from dynorm_onnx.calibration.stages import Activations
-from dynorm_onnx.graph.linear import LinearLayer
+from dynorm_onnx.graph.linear_layer import LinearLayer
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,8 @@ import onnx_ir as ir
 
 from dynorm_onnx.calibration.norms import norm_points
 from dynorm_onnx.calibration.plan import SolvePoint, order_points, value_stages
-from dynorm_onnx.graph.linear import LinearLayer, find_linear_layers
+from dynorm_onnx.graph.linear import find_linear_layers
+from dynorm_onnx.graph.linear_layer import LinearLayer
 from dynorm_onnx.graph.lower import LoweredNorm
 from dynorm_onnx.graph.sizes import sized_by_values
 

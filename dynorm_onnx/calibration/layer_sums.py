@@ -12,7 +12,7 @@ from dynorm_onnx.calibration.layer_groups import LayerGroup
 from dynorm_onnx.calibration.ridge import Equations, NormalSums, TokenRows
 from dynorm_onnx.calibration.stages import Activations
 from dynorm_onnx.calibration.weights import row_weights
-from dynorm_onnx.graph.linear import LinearLayer
+from dynorm_onnx.graph.linear_layer import LinearLayer
 
 
 class LayerData(Protocol):

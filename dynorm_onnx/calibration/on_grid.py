@@ -1,38 +1,184 @@
-"""Weights rounded to a grid so that the layer's outputs stay near what the free weights give.
+"""Weights rounded to a grid so that the layer's outputs stay near what the free weights give; scales refitted too.
 
 Rows are rounded one after the other, and what rounding a row changes in the outputs the rows that are still free make
-up for: the update of GPTQ (Frantar et al., arXiv 2210.17323).
+up for: the update of GPTQ (Frantar et al., arXiv 2210.17323). For the whole numbers so found the best scales are least
+squares once more, with one unknown for each scale; then the weights are rounded again, while that helps.
 """
 
 from __future__ import annotations
+
+import dataclasses
+import functools
 
 import numpy as np
 
 from dynorm_onnx.graph.quantised import Grid
 
 BLOCK = 128  # rows whose updates of the rows behind are made together
+ROUNDS = 2  # of scales and whole numbers in turn, at most
+LEAST_GAIN = 1e-3  # of the squared error, for another round
+TOWARDS_OLD = 1e-3
+"""How strongly scales are held where they are, in units of the mean of the diagonal of their equations: a block whose
+weights are all zero has no other say."""
+RATIOS = 2.0 ** np.linspace(-1, 1, 17)
+"""Times the old scales: where scales may begin."""
+MOST_CHANGE = 4.0  # of a scale, times or by; what asks for more is left as it was
+SUMS_LIMIT = 1 << 28  # bytes of the scales' equations that are held at once
 
 
-def round_to_grid(weights: np.ndarray, grid: Grid, products: np.ndarray, strength: float) -> np.ndarray:
-    """`weights` [K (+ 1), N] with the first K rows on the grid; a bias behind them stays free, and makes up too.
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """The squared error of a layer's outputs, by its inputs' F^T F [K (+ 1), K (+ 1)], around free weights.
 
-    `products` is F^T F [K (+ 1), K (+ 1)] of the layer's inputs, `strength` the lambda of the ridge that gave the
-    weights, in units of the mean of its diagonal.
+    `weights` [K (+ 1), N], a bias behind the K rows of the matrix, are the ridge regression's, `strength` its lambda in
+    units of the mean of the diagonal: so much of the identity belongs to the products.
     """
-    rows = len(grid.scale)
-    size = len(products)
-    shift = max(strength, 1e-6) * np.trace(products) / size + 1e-300
-    # The rows of the inverse's upper Cholesky factor: how the free rows make up for one that is rounded.
-    factor = np.linalg.cholesky(np.linalg.inv(products + shift * np.eye(size))).T
-    free, rounded = weights.astype(np.float64), weights.astype(np.float64)
+
+    weights: np.ndarray
+    products: np.ndarray
+    strength: float
+
+    @functools.cached_property
+    def shifted(self) -> np.ndarray:
+        """The products with the ridge."""
+        size = len(self.products)
+        shift = max(self.strength, 1e-6) * np.trace(self.products) / size + 1e-300
+        return self.products + shift * np.eye(size)
+
+    @functools.cached_property
+    def factor(self) -> np.ndarray:
+        """The rows of the inverse's upper Cholesky factor: how the free rows make up for one that is rounded."""
+        return np.linalg.cholesky(np.linalg.inv(self.shifted)).T
+
+    def error(self, weights: np.ndarray) -> float:
+        """Of other weights [K (+ 1), N]: the squared error that they add."""
+        return float(np.sum(self.errors(weights)))
+
+    def errors(self, weights: np.ndarray) -> np.ndarray:
+        """That of each column, [N]."""
+        change = weights - self.weights
+        return np.sum(change * (self.shifted @ change), axis=0)
+
+    def with_bias(self, matrix: np.ndarray) -> np.ndarray:
+        """A matrix [K, N], and behind it the bias that suits it best, if there is one."""
+        rows = len(matrix)
+        if rows == len(self.weights):
+            return matrix
+        change = matrix - self.weights[:rows]
+        bias = self.weights[rows] - self.shifted[rows, :rows] @ change / self.shifted[rows, rows]
+        return np.vstack([matrix, bias])
+
+    def of_matrix(self, rows: int) -> np.ndarray:
+        """The products [K, K] of the matrix alone, its bias the best."""
+        if rows == len(self.weights):
+            return self.shifted
+        beside = self.shifted[:rows, rows]
+        return self.shifted[:rows, :rows] - np.outer(beside, beside) / self.shifted[rows, rows]
+
+
+def round_to_grid(metric: Metric, grid: Grid) -> np.ndarray:
+    """The weights [K (+ 1), N] with the first K rows on the grid; a bias behind them stays free, and makes up too."""
+    rows, factor = grid.scale.shape[0], metric.factor
+    free, rounded = metric.weights.astype(np.float64), metric.weights.astype(np.float64)
     for start in range(0, rows, BLOCK):
         stop = min(start + BLOCK, rows)
-        errors = np.zeros((stop - start, weights.shape[1]))
+        errors = np.zeros((stop - start, free.shape[1]))
         for row in range(start, stop):
-            on_row = grid.row(row)
-            rounded[row] = on_row.values(on_row.whole(free[row]))
+            rounded[row] = grid.values_of_row(row, grid.whole_row(row, free[row]))
             errors[row - start] = (free[row] - rounded[row]) / factor[row, row]
             free[row + 1 : stop] -= np.outer(factor[row, row + 1 : stop], errors[row - start])
         free[stop:] -= factor[start:stop, stop:].T @ errors
     rounded[rows:] = free[rows:]
     return rounded
+
+
+def round_with_scales(metric: Metric, grid: Grid, rounded: np.ndarray) -> tuple[np.ndarray, Grid]:
+    """Weights [K (+ 1), N] of no more squared error on a grid of the same kind with scales of its own, and that grid.
+
+    `rounded` is what round_to_grid() gave for `grid`. Scales for whole numbers, and whole numbers for scales, in turn
+    end in the nearest of many optima. So they begin twice, with the scales as they are and with those that suit the
+    free weights, which the old ones may cut off; and each block of columns takes what is best for it.
+    """
+    near = grid.with_scale(nearest_scales(metric, grid))
+    ends = [_in_turn(metric, *begin) for begin in ((rounded, grid), (round_to_grid(metric, near), near))]
+    return _best_columns(metric, *ends)
+
+
+def _in_turn(metric: Metric, weights: np.ndarray, grid: Grid) -> tuple[np.ndarray, Grid]:
+    """Scales for whole numbers, whole numbers for scales, while the error falls."""
+    rows, error = grid.scale.shape[0], metric.error(weights)
+    for _ in range(ROUNDS):
+        whole = grid.whole(weights[:rows])
+        own = grid.with_scale(fit_scales(metric, grid, whole))
+        with_scales, rounded_again = metric.with_bias(own.values(whole)), round_to_grid(metric, own)
+        weights, grid = _best_columns(metric, (weights, grid), (with_scales, own), (rounded_again, own))
+        before, error = error, metric.error(weights)
+        if not error < before * (1 - LEAST_GAIN):
+            break
+    return weights, grid
+
+
+def _best_columns(metric: Metric, *found: tuple[np.ndarray, Grid]) -> tuple[np.ndarray, Grid]:
+    """Of several weights and their grids, alike but for the scales, the best for each block of columns: what is in one
+    adds nothing to the error of another."""
+    scale = found[0][1].scale
+    starts = np.arange(0, scale.shape[1], scale.columns)
+    errors = [np.add.reduceat(metric.errors(weights), starts) for weights, _ in found]
+    best = np.argmin(errors, axis=0)
+    of_column = np.repeat(best, scale.columns)[: scale.shape[1]]
+    weights = np.choose(of_column, [weights for weights, _ in found])
+    return weights, found[0][1].with_scale(np.choose(best, [grid.scale.numbers for _, grid in found]))
+
+
+def nearest_scales(metric: Metric, grid: Grid) -> np.ndarray:
+    """The scales [KB, NB], of RATIOS times the old ones, that round the free weights with least error, each input by
+    itself."""
+    scale, rows = grid.scale, grid.scale.shape[0]
+    free, weight = metric.weights[:rows], np.diag(metric.shifted)[:rows, None]
+    starts = np.arange(0, rows, scale.rows), np.arange(0, scale.shape[1], scale.columns)
+    found, least = scale.numbers, np.full(scale.numbers.shape, np.inf)
+    for ratio in RATIOS:
+        own = grid.with_scale(ratio * scale.numbers)
+        error = _block_sums(weight * np.square(own.values(own.whole(free)) - free), *starts)
+        found, least = np.where(error < least, own.scale.numbers, found), np.minimum(error, least)
+    return found
+
+
+def fit_scales(metric: Metric, grid: Grid, whole: np.ndarray) -> np.ndarray:
+    """The scales [KB, NB] of least squared error for whole numbers [K, N], not yet rounded to their type.
+
+    A block of columns has equations of its own, with one unknown for each block of rows in it.
+    """
+    scale, rows = grid.scale, grid.scale.shape[0]
+    count, across = scale.numbers.shape
+    products = metric.of_matrix(rows)
+    target = products @ metric.weights[:rows]
+    found = np.empty_like(scale.numbers)
+    step = max(1, SUMS_LIMIT // (8 * count * count))
+    for first in range(0, across, step):
+        blocks = slice(first, min(first + step, across))
+        columns = slice(blocks.start * scale.columns, min(blocks.stop * scale.columns, scale.shape[1]))
+        units = (whole[:, columns] - grid.zero.spread()[:, columns]) * grid.factor
+        starts = np.arange(0, rows, scale.rows), np.arange(0, units.shape[1], scale.columns)
+        right = _block_sums(units * target[:, columns], *starts)
+        left = np.empty((blocks.stop - first, count, count))
+        for place, start in enumerate(starts[0]):
+            part = slice(start, start + scale.rows)
+            left[:, :, place] = _block_sums(units * (products[:, part] @ units[part]), *starts).T
+        found[:, blocks] = _solved(left, right, scale.numbers[:, blocks])
+    change = np.divide(found, scale.numbers, out=np.ones_like(found), where=scale.numbers != 0)
+    usable = np.isfinite(change) & (change > 1 / MOST_CHANGE) & (change < MOST_CHANGE)
+    return np.where(usable, found, scale.numbers)
+
+
+def _solved(left: np.ndarray, right: np.ndarray, old: np.ndarray) -> np.ndarray:
+    """The solutions [KB, n] of n systems [n, KB, KB], held towards `old`."""
+    count = left.shape[1]
+    hold = TOWARDS_OLD * np.trace(left, axis1=1, axis2=2) / count + 1e-300
+    missing = right.T[..., None] - left @ old.T[..., None]
+    left[:, np.arange(count), np.arange(count)] += hold[:, None]
+    return old + np.linalg.solve(left, missing)[..., 0].T
+
+
+def _block_sums(array: np.ndarray, row_starts: np.ndarray, column_starts: np.ndarray) -> np.ndarray:
+    return np.add.reduceat(np.add.reduceat(array, row_starts, axis=0), column_starts, axis=1)

@@ -21,14 +21,15 @@ from dynorm_onnx.calibration.last_layer import fit_logits_layer, is_too_large
 from dynorm_onnx.calibration.layer_groups import EVENNESS, LayerGroup, group_layers, group_point
 from dynorm_onnx.calibration.layer_sums import gather
 from dynorm_onnx.calibration.norms import Calibrated, Solver, norm_solvers, solve_in_order
-from dynorm_onnx.calibration.on_grid import round_to_grid
+from dynorm_onnx.calibration.on_grid import Metric, round_to_grid, round_with_scales
 from dynorm_onnx.calibration.plan import SolvePoint
 from dynorm_onnx.calibration.ridge import Equations, Ridge, solve_ridges
 from dynorm_onnx.calibration.stages import Activations
 from dynorm_onnx.calibration.store import WeightStore
 from dynorm_onnx.calibration.tail import Tail, TailWeights, find_tail, fit_tail
 from dynorm_onnx.functions import Function
-from dynorm_onnx.graph.linear import LinearLayer, find_linear_layers
+from dynorm_onnx.graph.linear import find_linear_layers
+from dynorm_onnx.graph.linear_layer import LinearLayer
 from dynorm_onnx.graph.lower import LoweredNorm
 from dynorm_onnx.graph.rewrite import set_initializers
 from dynorm_onnx.runtime.arrays import Feeds
@@ -55,7 +56,7 @@ def reconstruct(
     logits = signature(lowered).logits
     if not groups and notes:
         notes += ("no linear layer could be re-fitted: the result is that of --method fit",)
-    free = [layer for group in groups for layer in group.layers if layer.grid is None]
+    free = [layer for group in groups for layer in group.layers if not layer.is_quantised]
     tail = find_tail(free, norms, logits)
     notes += tuple(
         f"{layer.label} is fitted by least squares alone: {layer.inputs} x {layer.outputs} weights are too many to "
@@ -101,7 +102,7 @@ def solve_group(
     solved: dict[str, np.ndarray] = {}
     for layer, ridge, equations in _solve_ridges(group, activations):
         log.info("%s: lambda %s", layer.label, ridge.strength)
-        if layer.grid is not None:
+        if layer.is_quantised:
             solved.update(_of_its_grid(layer, ridge, *equations))
             continue
         weights = layer.parameters() + ridge.correction
@@ -115,14 +116,22 @@ def solve_group(
 
 
 def _of_its_grid(layer: LinearLayer, ridge: Ridge, training: Equations, held_out: Equations) -> dict[str, np.ndarray]:
-    """New values of a layer with quantised weights; none where held-out tokens gain nothing once they are rounded."""
-    if layer.matrix_grid is None or ridge.strength is None:
+    """New values of a layer with quantised weights: rounded with the scales as they are or with new ones, whichever
+    is better on held-out tokens; none where neither gains."""
+    grid = layer.grid()
+    if grid is None or ridge.strength is None:
         return {}
     start = layer.parameters()
-    rounded = round_to_grid(start + ridge.correction, layer.matrix_grid, training.products(), ridge.strength)
-    gained = held_out.error_change(rounded - start) < 0
-    log.info("%s: %s", layer.label, "rounded to its grid" if gained else "as it was, for rounding leaves no gain")
-    return layer.stored_parameters(rounded) if gained else {}
+    metric = Metric(start + ridge.correction, training.products(), ridge.strength)
+    rounded = round_to_grid(metric, grid)
+    found = {"rounded with its scales as they are": (rounded, grid)}
+    if layer.has_free_scales:
+        found["rounded with new scales"] = round_with_scales(metric, grid, rounded)
+    changes = {how: held_out.error_change(weights - start) for how, (weights, _) in found.items()}
+    best = min(changes, key=lambda how: changes[how])
+    told = ", ".join(f"{how} {change:.4g}" for how, change in changes.items())
+    log.info("%s: %s (change of the held-out error: %s)", layer.label, best if changes[best] < 0 else "as it was", told)
+    return layer.stored_parameters(*found[best]) if changes[best] < 0 else {}
 
 
 def _solve_tail(
@@ -165,6 +174,6 @@ def _makes(logits: str | None, layer: LinearLayer) -> bool:
 def _unmap(group: LayerGroup) -> None:
     """Lets go of the pages of external weights that solving has read."""
     for layer in group.layers:
-        for value in (layer.weight, layer.bias):
-            if value is not None and isinstance(value.const_value, ir.ExternalTensor):
+        for value in layer.initializers:
+            if isinstance(value.const_value, ir.ExternalTensor):
                 value.const_value.release()

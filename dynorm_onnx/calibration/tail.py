@@ -20,7 +20,7 @@ from dynorm_onnx.calibration.lbfgs import MEMORY, Objective
 from dynorm_onnx.calibration.stages import Activations
 from dynorm_onnx.functions import Function, NormParameters
 from dynorm_onnx.functions.coupling import applied
-from dynorm_onnx.graph.linear import LinearLayer
+from dynorm_onnx.graph.linear_layer import LinearLayer
 from dynorm_onnx.graph.lower import LoweredNorm
 
 SEARCH_LIMIT = 4 << 30

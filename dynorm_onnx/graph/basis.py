@@ -17,7 +17,8 @@ import onnx_ir as ir
 
 from dynorm_onnx.graph.fold.readers import layers_reading
 from dynorm_onnx.graph.fold.stream import Stream, find_streams, is_own
-from dynorm_onnx.graph.linear import LinearLayer, find_linear_layers
+from dynorm_onnx.graph.linear import find_linear_layers
+from dynorm_onnx.graph.linear_layer import LinearLayer
 from dynorm_onnx.graph.lower import LoweredNorm
 
 logger = logging.getLogger(__name__)

@@ -1,8 +1,8 @@
 """Linear layers with constant weights: y = x W + b, however they are spelled.
 
 MatMul with the constant on either side, Gemm with any flags, FusedMatMul, 1x1 Conv and the packed
-projection of com.microsoft::Attention; a bias Add that follows belongs to the layer. Weights behind DequantizeLinear
-are layers too, told apart.
+projection of com.microsoft::Attention; a bias Add that follows belongs to the layer. Layers with quantised weights
+(graph/quantised) are layers too, told apart.
 """
 
 from __future__ import annotations
@@ -10,99 +10,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
-import numpy as np
 import onnx_ir as ir
 
 from dynorm_onnx.graph.fixed import constant_values, is_fixed
-from dynorm_onnx.graph.layer_label import layer_label
+from dynorm_onnx.graph.linear_layer import FloatWeight, LinearLayer, Residual
 from dynorm_onnx.graph.lower.lowered_norm import sum_operands
-from dynorm_onnx.graph.quantised import HELD, Grid, dequantised, made_from
+from dynorm_onnx.graph.quantised import QuantisedProduct, QuantisedWeight, made_from, quantised_product, weight_behind
 from dynorm_onnx.graph.reads import inputs_of
 
 FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Residual:
-    """Where a layer's output is added to the stream: total = output + stream."""
-
-    stream: ir.Value
-    total: ir.Value
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class LinearLayer:
-    """One layer; its weight is an initializer that nothing else reads.
-
-    `feature_axis` is the axis of x that is summed over and of y that is made. The weight's data is
-    [in, out], or [out, in] (and more ones behind, for Conv) where `transposed`; y = scale x W + b.
-    """
-
-    name: str  # the weight's
-    node: ir.Node
-    x: ir.Value
-    feature_axis: int
-    weight: ir.Value
-    transposed: bool
-    scale: float
-    bias: ir.Value | None  # an initializer [out] that nothing else reads
-    bias_scale: float
-    nodes: tuple[ir.Node, ...]  # the node, and the Add of the bias
-    y: ir.Value | None  # behind the bias; None where it stays inside the operator
-    residual: Residual | None
-    grid: Grid | None = None  # of the weight's data, whole numbers, where it is quantised
-
-    @property
-    def label(self) -> str:
-        """What people call it; `name` is the key."""
-        return layer_label(self.node, self.weight)
-
-    @property
-    def inputs(self) -> int:
-        """How many features x has."""
-        return _sizes(self.weight)[1 if self.transposed else 0]
-
-    @property
-    def outputs(self) -> int:
-        """How many features y has."""
-        return _sizes(self.weight)[0 if self.transposed else 1]
-
-    def matrix(self) -> np.ndarray:
-        """The weight as [in, out] float64, scale included."""
-        assert self.weight.const_value is not None
-        stored = self.weight.const_value.numpy()
-        array = stored.astype(np.float64) if self.grid is None else self.grid.values(stored)
-        array = array.reshape(array.shape[:2])
-        return self.scale * (array.T if self.transposed else array)
-
-    @property
-    def matrix_grid(self) -> Grid | None:
-        """The values that matrix() may have; None where they may be any."""
-        return None if self.grid is None else self.grid.oriented(self.scale, transposed=self.transposed)
-
-    def offset(self) -> np.ndarray:
-        """The bias as [out] float64, scale included; zeros where there is none."""
-        if self.bias is None:
-            return np.zeros(self.outputs)
-        assert self.bias.const_value is not None
-        return self.bias_scale * self.bias.const_value.numpy().astype(np.float64).reshape(-1)
-
-    def parameters(self) -> np.ndarray:
-        """matrix(), and offset() as a last row if the layer has a bias: [in (+ 1), out]."""
-        return np.vstack([self.matrix(), self.offset()]) if self.bias is not None else self.matrix()
-
-    def stored_parameters(self, parameters: np.ndarray) -> dict[str, np.ndarray]:
-        """What parameters() gave (changed), by initializer, each in its own type and shape."""
-        assert self.weight.const_value is not None
-        matrix = parameters[: self.inputs] / self.scale
-        data = matrix.T if self.transposed else matrix
-        if self.grid is not None:
-            data = self.grid.whole(data).astype(np.int16)  # 4-bit types are made of whole numbers alone
-        arrays = {self.name: _like(self.weight.const_value, data)}
-        if self.bias is not None and self.bias.const_value is not None:
-            offset = parameters[self.inputs] / self.bias_scale
-            arrays[str(self.bias.name)] = _like(self.bias.const_value, offset)
-        return arrays
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,15 +55,13 @@ def find_linear_layers(graph: ir.Graph) -> LinearLayers:
         if (turned := _turned_weight(node)) is not None:
             left[str(turned.name)] = _unfit(turned, readers) or "the weight is transposed where the model runs"
             continue
-        if node.op_type in HELD:
-            left[node.name or str(node.outputs[0].name)] = f"{node.op_type}: its weights are quantised"
-            continue
-        if (made := _on_grid(node, readers)) is not None:
-            on_grid.append(made)
+        quantised = _on_grid(node, readers, constants)
+        if isinstance(quantised, LinearLayer):
+            on_grid.append(quantised)
             continue
         spelling = _spelling(node)
         if spelling is None:
-            if (why := _computed(node, constants)) is not None:
+            if (why := quantised or _computed(node, constants)) is not None:
                 left[node.name or str(node.outputs[0].name)] = why
             continue
         weight = node.inputs[spelling.weight]
@@ -156,24 +70,44 @@ def find_linear_layers(graph: ir.Graph) -> LinearLayers:
         if reason is not None:
             left[str(weight.name)] = reason
             continue
-        layers.append(_layer(node, spelling, readers))
+        x, stored = node.inputs[spelling.x], FloatWeight(weight, spelling.transposed)
+        assert x is not None
+        layers.append(_layer(node, spelling, stored, x, (node,), readers))
     return LinearLayers(tuple(layers), left, tuple(on_grid))
 
 
-def _on_grid(node: ir.Node, readers: dict[ir.Value, int]) -> LinearLayer | None:
-    """A MatMul or Gemm whose weight is dequantised from whole numbers that nothing else reads."""
+def _on_grid(node: ir.Node, readers: dict[ir.Value, int], constants: set[ir.Value]) -> LinearLayer | str | None:
+    """A layer with a quantised weight, or a sentence that names it and says why that cannot be re-fitted."""
+    product = quantised_product(node)
+    if isinstance(product, QuantisedProduct):
+        return _layer(node, _matmul_of_right(product.bias), product.weight, product.x, product.nodes, readers)
+    if isinstance(product, str):
+        return f"{node.op_type}: its weights are quantised, and {product}"
     operand = node.inputs[1] if len(node.inputs) > 1 else None
     if node.domain != "" or node.op_type not in ("MatMul", "Gemm") or operand is None:
         return None
-    found = dequantised(operand)
-    if found is None:
-        return None
-    spelling = _matmul_of_right() if node.op_type == "MatMul" else _gemm_of(node)
-    layer = _layer(node, spelling, readers)
-    transposed = spelling.transposed != found.turned
-    return dataclasses.replace(
-        layer, name=str(found.weight.name), weight=found.weight, transposed=transposed, grid=found.grid
-    )
+    spelling, x = _matmul_of_right() if node.op_type == "MatMul" else _gemm_of(node), node.inputs[0]
+    weight = weight_behind(operand, turned=spelling.transposed)
+    if not isinstance(weight, QuantisedWeight):
+        made = made_from(operand, constants)
+        return None if weight is None or made is None else f"{made}, and {weight}"
+    if _adds_whole_numbers(node):
+        weight = dataclasses.replace(weight, scales=None)
+    assert x is not None
+    return _layer(node, spelling, weight, x, (node,), readers)
+
+
+def _adds_whole_numbers(node: ir.Node) -> bool:
+    """Whether a bias of 32 bits is added: its scale is the product of those of x and of the weight, and kernels for
+    whole numbers take that for granted."""
+    add = _only_reader(node.outputs[0])
+    operands = [*node.inputs[2:], *(add.inputs if add is not None and add.op_type == "Add" else ())]
+    makers = [value.producer() for value in operands if value is not None]
+    return any(
+        maker is not None and maker.op_type == "DequantizeLinear" and maker.inputs[0] is not None
+        and maker.inputs[0].dtype == ir.DataType.INT32
+        for maker in makers
+    )  # fmt: skip
 
 
 def _computed(node: ir.Node, constants: set[ir.Value]) -> str | None:
@@ -210,16 +144,6 @@ def _unfit(weight: ir.Value, readers: dict[ir.Value, int]) -> str | None:
     return None
 
 
-def _like(tensor: ir.TensorProtocol, array: np.ndarray) -> np.ndarray:
-    return array.reshape(tensor.numpy().shape).astype(tensor.dtype.numpy())
-
-
-def _sizes(weight: ir.Value) -> list[int]:
-    """The shape of an initializer, which is always known."""
-    assert weight.shape is not None
-    return [size for size in weight.shape if isinstance(size, int)]
-
-
 def _spelling(node: ir.Node) -> _Spelling | None:
     reader = _SPELLINGS.get((node.domain, node.op_type))
     return reader(node) if reader is not None else None
@@ -241,8 +165,8 @@ def _fused_matmul(node: ir.Node) -> _Spelling | None:
     return _Spelling(0, 1, None, -1, transposed=bool(flags["transB"]), scale=_number(node, "alpha"))
 
 
-def _matmul_of_right() -> _Spelling:
-    return _Spelling(0, 1, None, -1, transposed=False)
+def _matmul_of_right(bias: int | None = None) -> _Spelling:
+    return _Spelling(0, 1, bias, -1, transposed=False)
 
 
 def _gemm(node: ir.Node) -> _Spelling | None:
@@ -280,21 +204,26 @@ _SPELLINGS = {
 }
 
 
-def _layer(node: ir.Node, spelling: _Spelling, readers: dict[ir.Value, int]) -> LinearLayer:
-    x, weight = node.inputs[spelling.x], node.inputs[spelling.weight]
-    assert x is not None and weight is not None
-    nodes: tuple[ir.Node, ...] = (node,)
-    y = node.outputs[0]
+def _layer(
+    node: ir.Node,
+    spelling: _Spelling,
+    stored: FloatWeight | QuantisedWeight,
+    x: ir.Value,
+    nodes: tuple[ir.Node, ...],
+    readers: dict[ir.Value, int],
+) -> LinearLayer:
+    """The layer of `nodes`, the last of which puts out y, and of the Add of a bias behind them."""
+    y = nodes[-1].outputs[0]
     bias = node.inputs[spelling.bias] if spelling.bias is not None else None
-    if bias is None and spelling.bias is None and (added := _bias_add(y, spelling, readers)) is not None:
+    if spelling.bias is None and (added := _bias_add(y, spelling, readers)) is not None:
         add, bias = added
-        nodes, y = (node, add), add.outputs[0]
+        nodes, y = (*nodes, add), add.outputs[0]
     if bias is not None and not (_is_float_constant(bias) and readers[bias] == 1):
         bias = None
     inside = node.op_type == "Attention"
     return LinearLayer(
-        str(weight.name), node, x, spelling.feature_axis, weight, spelling.transposed, spelling.scale,
-        bias, spelling.bias_scale, nodes, None if inside else y, None if inside else _residual(y),
+        node, x, spelling.feature_axis, stored, spelling.scale, bias, spelling.bias_scale, nodes,
+        None if inside else y, None if inside else _residual(y),
     )  # fmt: skip
 
 

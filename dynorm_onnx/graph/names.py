@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
-from dynorm_onnx.graph.forms.index import GraphIndex, is_op
+from dynorm_onnx.graph.forms.index import GraphIndex
+from dynorm_onnx.graph.forms.node_kinds import is_op
 from dynorm_onnx.graph.norm_site import NearMiss, NormSite, Refusal, SitesFound
 from dynorm_onnx.graph.unique_names import Names
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
-from dynorm_onnx.graph.forms.index import TOLD_A_SHAPE, GraphIndex
+from dynorm_onnx.graph.forms.index import GraphIndex
+from dynorm_onnx.graph.forms.node_kinds import TOLD_A_SHAPE
 
 # Operators that onnx does not know, or whose result's type it gets wrong: the outputs that are shaped
 # like their first input.

@@ -6,7 +6,8 @@ import onnx_ir as ir
 
 from dynorm_onnx.graph import proof
 from dynorm_onnx.graph.forms import batchnorm, centred, decomposed, fused, leave
-from dynorm_onnx.graph.forms.index import GraphIndex, graph_indices, is_op
+from dynorm_onnx.graph.forms.index import GraphIndex, graph_indices
+from dynorm_onnx.graph.forms.node_kinds import is_op
 from dynorm_onnx.graph.names import with_names
 from dynorm_onnx.graph.norm_site import NearMiss, NormSite, Refusal, SitesFound
 

@@ -31,8 +31,9 @@ def row(label: str, model: Path, output: Path, **knobs: Any) -> str:
         **knobs,
     ).as_dict()
     found = report["validation"]
-    numbers = (found["loss"]["original"], found["loss"]["converted"], found["kl"]["mean"])
-    shown = " | ".join(f"{number:.3f}" for number in numbers)
+    loss = found.get("loss", {})  # none where tokens change those before them, as x quantised in one piece does
+    numbers = (loss.get("original"), loss.get("converted"), found["kl"]["mean"])
+    shown = " | ".join("" if number is None else f"{number:.3f}" for number in numbers)
     tokens = report["calibration"]["tokens"]
     return f"| {label} | {tokens:,} | {shown} | {found['kl']['p99']:.2f} | {found['top1_agreement']:.3f} |"
 

@@ -14,10 +14,10 @@ from dynorm_onnx.calibration.layer_groups import NAMED, group_layers
 
 
 def quantised(layers: int) -> ir.Model:
-    """This many MatMulInteger one after another, and one MatMul."""
+    """This many MatMulInteger one after another, without the scales of their operands, and one MatMul."""
     steps = [
         f"q{i}, s{i}, z{i} = DynamicQuantizeLinear(x{i}) n{i} = MatMulInteger(q{i}, w, z{i}) "
-        f"f{i} = Cast<to=1>(n{i}) x{i + 1} = Mul(f{i}, s{i})"
+        f"x{i + 1} = Cast<to=1>(n{i})"
         for i in range(layers)
     ]
     proto = onnx.parser.parse_model(

@@ -13,7 +13,8 @@ from dynorm_onnx.calibration.held_out import SHARE
 from dynorm_onnx.calibration.layer_groups import LayerGroup
 from dynorm_onnx.calibration.layer_sums import gather
 from dynorm_onnx.calibration.stages import Activations
-from dynorm_onnx.graph.linear import LinearLayer, find_linear_layers
+from dynorm_onnx.graph.linear import find_linear_layers
+from dynorm_onnx.graph.linear_layer import LinearLayer
 from tests.tolerances import relative_error
 
 C, TOKENS = 6, 512

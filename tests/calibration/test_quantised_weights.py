@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +13,9 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_dynamic, quantize_static
+from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
-from dynorm_onnx.calibration.on_grid import round_to_grid
-from dynorm_onnx.graph.quantised import Grid
 from dynorm_onnx.report import Report
 from tests.test_foreign_files import converted, model
 
@@ -65,7 +68,8 @@ def blocks(product: str, dtype: np.dtype, axis: int | None, block: int, *, zeros
         q, scale, zero = quantised(weight, dtype, axis, block)
         arrays |= {f"q{place}": q, f"s{place}": scale} | ({f"z{place}": zero} if zeros else {})
         text += f"h{place} = LayerNormalization<axis = -1>(x{place}, w)\n"
-        text += f"d{place} = DequantizeLinear{where}(q{place}, s{place}{f', z{place}' if zeros else ''})\n"
+        if "d{p} =" not in product:
+            text += f"d{place} = DequantizeLinear{where}(q{place}, s{place}{f', z{place}' if zeros else ''})\n"
         text += product.format(p=place) + f"\nx{place + 1} = Add(m{place}, x{place})\n"
     text += "y = Identity(x2)\n}"
     arrays |= {"rows": np.array([-1, C]), "back": np.array([-1, 8, C])} if "rows" in text else {}
@@ -95,12 +99,12 @@ def test_dequantised_weights_are_refitted_on_their_grid(
     _, fitted = converted(proto, tmp_path, data=DATA, method="fit")
     output, report = converted(proto, tmp_path, data=DATA, method="reconstruct")
     changed = set(report.changed_initializers)
-    assert changed & {"q0", "q1"} and not changed & {"s0", "s1", "z0", "z1", "first"}
+    assert changed & {"q0", "q1"} and not changed & {"z0", "z1", "first"}
     before, after = (arrays_of(each) for each in (proto, onnx.load(output)))
-    for name in ("q0", "q1"):
+    for name in ("q0", "q1", "s0", "s1"):
         assert after[name].dtype == before[name].dtype and after[name].shape == before[name].shape
         assert np.any(after[name] != before[name]) is np.bool_(name in changed)
-    for name in ("s0", "s1", "z0", "z1"):
+    for name in ("z0", "z1"):
         np.testing.assert_array_equal(after[name], before[name])
     assert error(report) < error(fitted)
 
@@ -114,37 +118,106 @@ def error(report: Report) -> float:
     return report.validation.outputs["y"].relative_error
 
 
-def test_rounding_row_by_row_is_better_than_to_the_nearest() -> None:
-    rng = np.random.default_rng(1)
-    features = rng.normal(size=(400, C)) @ rng.normal(size=(C, C))
-    weights = rng.normal(size=(C + 1, 12))
-    features = np.hstack([features, np.ones((400, 1))])
-    grid = Grid(np.full((C, 12), 0.4), np.zeros((C, 12)), -8, 7)
-    rounded = round_to_grid(weights, grid, features.T @ features, 1e-5)
-    nearest = weights.copy()
-    nearest[:C] = grid.values(grid.whole(weights[:C]))
-    np.testing.assert_allclose(rounded[:C], grid.values(grid.whole(rounded[:C])))
-    errors = [np.linalg.norm(features @ (found - weights)) for found in (rounded, nearest)]
-    assert errors[0] < 0.85 * errors[1]
+WRITTEN = (
+    "c{p} = Cast<to = 1>(q{p})\nk{p} = Cast<to = 1>(z{p})\nb{p} = Sub(c{p}, k{p})\nd{p} = Mul(b{p}, s{p})\n"
+    "m{p} = MatMul(h{p}, d{p})"
+)
+
+
+def float_blocks() -> onnx.ModelProto:
+    """The layers of blocks(), with weights of floats."""
+    text = "g (float[n,8,16] x) => (float[n,8,16] y) {\nx0 = MatMul(x, first)\n"
+    for place in range(2):
+        text += f"h{place} = LayerNormalization<axis = -1>(x{place}, w)\nm{place} = MatMul(h{place}, weight{place})\n"
+        text += f"x{place + 1} = Add(m{place}, x{place})\n"
+    weights = {"first": WEIGHTS[0], "w": np.ones(C, np.float32), "weight0": WEIGHTS[0], "weight1": WEIGHTS[1]}
+    return model(text + "y = Identity(x2)\n}", weights, opset=21)
+
+
+def by_quantize_dynamic(folder: Path, *, per_channel: bool) -> onnx.ModelProto:
+    onnx.save(float_blocks(), folder / "float.onnx")
+    quantize_dynamic(folder / "float.onnx", folder / "dynamic.onnx", per_channel=per_channel,
+                     op_types_to_quantize=["MatMul"])  # fmt: skip
+    return onnx.load(folder / "dynamic.onnx")
+
+
+def by_nbits(bits: int, *, symmetric: bool) -> onnx.ModelProto:
+    quantizer = MatMulNBitsQuantizer(float_blocks(), bits=bits, block_size=16, is_symmetric=symmetric)
+    quantizer.process()
+    return quantizer.model.model
+
+
+class Reader(CalibrationDataReader):
+    def __init__(self) -> None:
+        self.feeds = iter(DATA[:4])
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        return next(self.feeds, None)
+
+
+def by_quantize_static(folder: Path) -> onnx.ModelProto:
+    onnx.save(float_blocks(), folder / "float.onnx")
+    quantize_static(folder / "float.onnx", folder / "static.onnx", Reader(), quant_format=QuantFormat.QDQ,
+                    op_types_to_quantize=["MatMul"], per_channel=True)  # fmt: skip
+    return onnx.load(folder / "static.onnx")
+
+
+MADE: dict[str, Callable[[Path], onnx.ModelProto]] = {
+    "written out": lambda folder: blocks(WRITTEN, np.dtype(np.uint8), 1, 0),
+    "dynamic": functools.partial(by_quantize_dynamic, per_channel=False),
+    "dynamic by channel": functools.partial(by_quantize_dynamic, per_channel=True),
+    "static": by_quantize_static,
+    "4 bits": lambda folder: by_nbits(4, symmetric=True),
+    "4 bits, zero points": lambda folder: by_nbits(4, symmetric=False),
+    "8 bits": lambda folder: by_nbits(8, symmetric=False),
+}
+
+
+@pytest.mark.parametrize("made", MADE)
+def test_what_quantisers_write_is_refitted(made: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="dynorm_onnx")
+    proto = MADE[made](tmp_path)
+    _, fitted = converted(proto, tmp_path, data=DATA, method="fit")
+    caplog.clear()
+    output, report = converted(proto, tmp_path, data=DATA, method="reconstruct")
+    assert error(report) < error(fitted)
+    assert report.changed_initializers and not [line for line in report.warnings if "left as" in line]
+    assert "change of the held-out error" in caplog.text
+    before, after = (arrays_of(each) for each in (proto, onnx.load(output)))
+    for name in report.changed_initializers:
+        assert after[name].dtype == before[name].dtype and after[name].shape == before[name].shape
+        assert np.any(after[name] != before[name])
+    untouched = before.keys() & after.keys() - set(report.changed_initializers)
+    assert all(np.array_equal(before[name], after[name]) for name in untouched)
+
+
+def test_the_scales_of_another_reader_stay(tmp_path: Path) -> None:
+    proto = blocks(PLAIN, np.dtype(np.int8), None, 0, zeros=False)
+    for node in proto.graph.node:
+        if node.op_type == "DequantizeLinear":
+            node.input[1] = "s0"
+    output, report = converted(proto, tmp_path, data=DATA, method="reconstruct")
+    assert set(report.changed_initializers) & {"q0", "q1"} and "s0" not in report.changed_initializers
+    np.testing.assert_array_equal(arrays_of(onnx.load(output))["s0"], arrays_of(proto)["s0"])
 
 
 INTEGER = """
   q{p}, s{p}, z{p} = DynamicQuantizeLinear(h{p})
   n{p} = MatMulInteger(q{p}, i{p}, z{p})
-  f{p} = Cast<to = 1>(n{p})
-  m{p} = Mul(f{p}, s{p})
+  m{p} = Cast<to = 1>(n{p})
 """
-CAST = "c{p} = Cast<to = 1>(i{p})\nk{p} = Mul(c{p}, scale)\nm{p} = MatMul(h{p}, k{p})"
+CAST = "c{p} = Cast<to = 1>(i0)\nk{p} = Mul(c{p}, scale)\nm{p} = MatMul(h{p}, k{p})"
 SHARED = "d{p} = DequantizeLinear(i0, scale)\nm{p} = MatMul(h{p}, d{p})"
 FLOAT8 = "d{p} = DequantizeLinear(e{p}, scale)\nm{p} = MatMul(h{p}, d{p})"
+TWICE = "its whole numbers are read in 2 places"
 
 
 @pytest.mark.parametrize(("product", "said"), [
-    (INTEGER, "MatMulInteger: its weights are quantised"),
-    (CAST, "Cast, Mul: its weights are quantised"),
-    (SHARED, "DequantizeLinear: its weights are quantised"),
-    (FLOAT8, "DequantizeLinear: its weights are quantised"),
-])  # fmt: skip
+    (INTEGER, "MatMulInteger: its weights are quantised, and what follows is not a Cast and Muls by the scales"),
+    (CAST, f"Cast, Mul: its weights are quantised, and {TWICE}"),
+    (SHARED, f"DequantizeLinear: its weights are quantised, and {TWICE}"),
+    (FLOAT8, "DequantizeLinear: its weights are quantised, and FLOAT8E4M3FN has no grid"),
+], ids=["integer", "cast", "shared", "float8"])  # fmt: skip
 def test_other_quantised_weights_are_named(product: str, said: str, tmp_path: Path) -> None:
     text = "g (float[n,8,16] x) => (float[n,8,16] y) {\nx0 = Identity(x)\n"
     for place in range(2):

@@ -8,7 +8,8 @@ import onnx_ir as ir
 import pytest
 from onnx import numpy_helper
 
-from dynorm_onnx.graph.linear import LinearLayer, find_linear_layers
+from dynorm_onnx.graph.linear import find_linear_layers
+from dynorm_onnx.graph.linear_layer import LinearLayer
 from dynorm_onnx.runtime.arrays import run
 from dynorm_onnx.runtime.session import make_session
 from tests.tolerances import TOLERANCE, relative_error

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from dynorm_onnx.graph.emit import inherit, remove_dead, set_tensor, take_over
 from dynorm_onnx.graph.fold.readers import layers_reading
-from dynorm_onnx.graph.linear import LinearLayer
+from dynorm_onnx.graph.linear_layer import LinearLayer
 from dynorm_onnx.graph.lower import LoweredNorm
 from dynorm_onnx.graph.lower.bodies import DOMAIN, add_norm_function
 

@@ -18,7 +18,8 @@ from dynorm_onnx.graph.fold.outcome import Fold, Folds, Unfolded
 from dynorm_onnx.graph.fold.parity import Parity
 from dynorm_onnx.graph.fold.readers import layers_reading
 from dynorm_onnx.graph.fold.root_mean_square import BiasPlace
-from dynorm_onnx.graph.linear import LinearLayer, find_linear_layers
+from dynorm_onnx.graph.linear import find_linear_layers
+from dynorm_onnx.graph.linear_layer import LinearLayer
 from dynorm_onnx.graph.lower import LoweredNorm
 from dynorm_onnx.graph.prepare import clone
 

@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from dynorm_onnx.graph.forms.index import GraphIndex, Shape, is_op
+from dynorm_onnx.graph.forms.index import GraphIndex, Shape
+from dynorm_onnx.graph.forms.node_kinds import is_op
 from dynorm_onnx.graph.norm_site import Kind
 
 # What stands between a weight given as a graph input and its use.

@@ -13,7 +13,8 @@ import onnx_ir as ir
 
 from dynorm_onnx.graph.forms import constants
 from dynorm_onnx.graph.forms.affine import enlarges, misfits, spelled
-from dynorm_onnx.graph.forms.index import FLOATS, LARGEST_RANK, GraphIndex
+from dynorm_onnx.graph.forms.index import GraphIndex
+from dynorm_onnx.graph.forms.node_kinds import FLOATS, LARGEST_RANK
 from dynorm_onnx.graph.norm_site import Kind, NearMiss, NormSite, Refusal
 
 Found = NormSite | Refusal | NearMiss

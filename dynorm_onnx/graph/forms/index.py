@@ -7,49 +7,22 @@ is of no use after it was.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
 from dynorm_onnx.graph.fixed import RANDOM, is_fixed
 from dynorm_onnx.graph.forms import constants
+from dynorm_onnx.graph.forms.node_kinds import FLOATS, SHAPE_ONLY, TOLD_A_SHAPE, data_inputs, is_op
 from dynorm_onnx.graph.reads import bodies_of
 
 Shape = tuple[int | None, ...]
 
-FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
-LARGEST_RANK = 64
-"""The most axes that numpy knows: an axis beyond it belongs to no tensor."""
-
-_SHAPE_ONLY = {"Shape", "Size"}
 # Random, or with attributes that are too large to compare: tensors and bodies.
 _NEVER_EQUAL = RANDOM | {"Constant", "If", "Loop", "Scan"}
 _TYPE_INPUT = {"Where": 1, "CastLike": 1, "DequantizeLinear": 1}
-QUANTISERS = ("QuantizeLinear", "DequantizeLinear")
-TOLD_A_SHAPE = ("Reshape", "Expand", "ConstantOfShape")
 _SAME_SHAPE = {"Sqrt", "Reciprocal", "Neg", "Tanh", "Sigmoid", "Relu", "Erf", "LayerNormalization"}
-
-
-def is_op(node: ir.Node | None, *op_types: str) -> bool:
-    """Whether the node is one of these operators of the default domain."""
-    return node is not None and node.domain in ("", "ai.onnx") and node.op_type in op_types
-
-
-def is_quantiser(node: ir.Node | None) -> bool:
-    """Whether the node rounds to whole numbers, or makes floats of them; also those of ONNX Runtime itself."""
-    return node is not None and node.op_type in QUANTISERS and node.domain in ("", "ai.onnx", "com.microsoft")
-
-
-def data_inputs(node: ir.Node) -> Iterator[ir.Value]:
-    """All values whose numbers a node reads, those that its bodies read from outside included."""
-    read = node.inputs[:1] if is_op(node, "CastLike") else () if is_op(node, *_SHAPE_ONLY) else node.inputs
-    yield from (value for value in read if value is not None)
-    for _, body in bodies_of(node):
-        for inner in body.all_nodes():
-            for value in inner.inputs:
-                if value is not None and value.graph is not body:
-                    yield value
 
 
 def graph_indices(model: ir.Model) -> dict[ir.Graph, GraphIndex]:
@@ -324,7 +297,7 @@ class GraphIndex:
         """The element type, also where no value info says it but a Cast or an input's type does."""
         while value is not None and value.dtype is None and value.const_value is None:
             node = value.producer()
-            if node is None or node.domain not in ("", "ai.onnx") or node.op_type in _SHAPE_ONLY:
+            if node is None or node.domain not in ("", "ai.onnx") or node.op_type in SHAPE_ONLY:
                 return None
             if node.op_type == "Cast":
                 return ir.DataType(constants.integer(node, "to", 1))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dynorm_onnx.graph.forms.affine import Normalised
 from dynorm_onnx.graph.forms.algebra import Monomial, Polynomial, product
-from dynorm_onnx.graph.forms.index import is_op
 from dynorm_onnx.graph.forms.inverse_root import Spread, split_inverse_root
+from dynorm_onnx.graph.forms.node_kinds import is_op
 from dynorm_onnx.graph.forms.region import Region
 from dynorm_onnx.graph.forms.rms import bias_of, one_parameter
 from dynorm_onnx.graph.norm_site import NormSite

@@ -9,7 +9,8 @@ from typing import Literal
 import onnx_ir as ir
 
 from dynorm_onnx.graph.forms.constants import integer
-from dynorm_onnx.graph.forms.index import GraphIndex, Shape, is_op
+from dynorm_onnx.graph.forms.index import GraphIndex, Shape
+from dynorm_onnx.graph.forms.node_kinds import is_op
 from dynorm_onnx.graph.norm_site import NormSite
 
 

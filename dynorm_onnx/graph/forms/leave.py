@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dynorm_onnx.graph.forms.index import GraphIndex, is_op
+from dynorm_onnx.graph.forms.index import GraphIndex
+from dynorm_onnx.graph.forms.node_kinds import is_op
 from dynorm_onnx.graph.norm_site import NearMiss
 
 REASONS = {

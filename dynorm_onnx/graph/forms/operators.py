@@ -14,7 +14,8 @@ import onnx_ir as ir
 
 from dynorm_onnx.graph.forms import constants
 from dynorm_onnx.graph.forms.algebra import Polynomial
-from dynorm_onnx.graph.forms.index import QUANTISERS, GraphIndex
+from dynorm_onnx.graph.forms.index import GraphIndex
+from dynorm_onnx.graph.forms.node_kinds import QUANTISERS
 
 HALF = Fraction(1, 2)
 # Below this a lower bound on a variance or a length only guards against zero, and is no formula.

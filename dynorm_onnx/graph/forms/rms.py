@@ -9,8 +9,9 @@ import onnx_ir as ir
 from dynorm_onnx.graph.forms.affine import Normalised
 from dynorm_onnx.graph.forms.algebra import Monomial, Parameter, Polynomial
 from dynorm_onnx.graph.forms.constants import integer
-from dynorm_onnx.graph.forms.index import GraphIndex, is_op
+from dynorm_onnx.graph.forms.index import GraphIndex
 from dynorm_onnx.graph.forms.inverse_root import spelling, split_inverse_root
+from dynorm_onnx.graph.forms.node_kinds import is_op
 from dynorm_onnx.graph.forms.region import Region
 from dynorm_onnx.graph.norm_site import NormSite
 
