@@ -108,11 +108,12 @@ class LinearLayer:
 @dataclasses.dataclass(frozen=True)
 class LinearLayers:
     """The layers of a graph in its order, those whose weights are on a grid apart, and by name why others with constant
-    weights are left alone."""
+    weights are left alone; `held` are those among them whose weight is read elsewhere too."""
 
     layers: tuple[LinearLayer, ...]
     left: dict[str, str]
     on_grid: tuple[LinearLayer, ...] = ()
+    held: tuple[LinearLayer, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,10 +135,13 @@ def find_linear_layers(graph: ir.Graph) -> LinearLayers:
     constants = constant_values(graph)
     layers: list[LinearLayer] = []
     on_grid: list[LinearLayer] = []
+    held: list[LinearLayer] = []
     left: dict[str, str] = {}
     for node in graph:
         if (turned := _turned_weight(node)) is not None:
             left[str(turned.name)] = _unfit(turned, readers) or "the weight is transposed where the model runs"
+            layer = _layer(node, _matmul_of_right(), readers)
+            held.append(dataclasses.replace(layer, name=str(turned.name), weight=turned, transposed=True))
             continue
         if node.op_type in HELD:
             left[node.name or str(node.outputs[0].name)] = f"{node.op_type}: its weights are quantised"
@@ -155,9 +159,10 @@ def find_linear_layers(graph: ir.Graph) -> LinearLayers:
         reason = _unfit(weight, readers)
         if reason is not None:
             left[str(weight.name)] = reason
+            held.append(_layer(node, spelling, readers))
             continue
         layers.append(_layer(node, spelling, readers))
-    return LinearLayers(tuple(layers), left, tuple(on_grid))
+    return LinearLayers(tuple(layers), left, tuple(on_grid), tuple(held))
 
 
 def _on_grid(node: ir.Node, readers: dict[ir.Value, int]) -> LinearLayer | None:

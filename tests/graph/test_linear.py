@@ -68,6 +68,20 @@ def test_a_weight_that_is_read_twice_is_left_and_named() -> None:
     assert not found.layers and "2 places" in found.left["w"]
 
 
+def test_layers_whose_weight_is_read_elsewhere_too_are_held() -> None:
+    for body in ("t = Transpose(w) y = MatMul(x, t)", "t = Transpose(w) h = MatMul(x, t) y = Add(h, b)"):
+        model = model_of(body, [OUT, IN], "[5, 6]")
+        found = find_linear_layers(model.graph)
+        (layer,) = found.held
+        assert not found.layers and "transposed" in found.left["w"]
+        assert layer.y is not None and (layer.y.name, layer.inputs, layer.outputs) == ("y", IN, OUT)
+        x = np.random.default_rng(1).normal(size=(5, 6)).astype(np.float32)
+        y = run(make_session(model), {"x": x})["y"]
+        assert relative_error(y, by_definition(layer, x)) < TOLERANCE["float32"]
+    model = model_of("h = MatMul(x, w) k = MatMul(x, w) y = Add(h, k)", [IN, OUT], "[5, 6]")
+    assert [layer.name for layer in find_linear_layers(model.graph).held] == ["w", "w"]
+
+
 @pytest.mark.parametrize(("weight", "named"), [("w", False), ("Identity(w)", True)])
 def test_a_convolution_is_named_only_where_its_weight_is_computed(weight: str, named: bool) -> None:
     made = "" if weight == "w" else f"v = {weight}\n"
