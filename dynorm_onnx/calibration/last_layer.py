@@ -68,9 +68,9 @@ def fit_logits_layer(
     return search(layer.label, objective(training), objective(held_out), start)
 
 
-def sampling_step(tokens: int, weights: int) -> int:
-    """Every how many-th token is taken, so that one evaluation keeps within WORK_LIMIT."""
-    return max(1, round(tokens * weights / WORK_LIMIT))
+def sampling_step(tokens: int, weights: int, limit: float = WORK_LIMIT) -> int:
+    """Every how many-th token is taken, so that tokens x weights keep within `limit`."""
+    return max(1, round(tokens * weights / limit))
 
 
 def search(name: str, training: Objective, held_out: Objective, start: np.ndarray) -> np.ndarray | None:

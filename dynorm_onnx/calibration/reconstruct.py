@@ -26,7 +26,7 @@ from dynorm_onnx.calibration.plan import SolvePoint
 from dynorm_onnx.calibration.ridge import Equations, Ridge, solve_ridges
 from dynorm_onnx.calibration.stages import Activations
 from dynorm_onnx.calibration.store import WeightStore
-from dynorm_onnx.calibration.tail import Tail, TailWeights, find_tail, fit_tail
+from dynorm_onnx.calibration.tail import Tail, TailWeights, find_tail, fit_tail, tail_point
 from dynorm_onnx.functions import Function
 from dynorm_onnx.graph.linear import find_linear_layers
 from dynorm_onnx.graph.linear_layer import LinearLayer
@@ -57,13 +57,16 @@ def reconstruct(
     if not groups and notes:
         notes += ("no linear layer could be re-fitted: the result is that of --method fit",)
     free = [layer for group in groups for layer in group.layers if not layer.is_quantised]
-    tail = find_tail(free, norms, logits)
+    tail = find_tail(free, find_linear_layers(lowered.graph).held, norms, logits)
     notes += tuple(
         f"{layer.label} is fitted by least squares alone: {layer.inputs} x {layer.outputs} weights are too many to "
         "search for the least KL"
         for layer in free
         if _makes(logits, layer) and is_too_large(layer)
     )
+    if tail is not None and tail.head_stays:
+        notes += (f"{tail.writer.label} and the bias of {tail.norm.site_name} are fitted to the least KL through "
+                  f"{tail.logits.label}, which stays",)  # fmt: skip
     fits: dict[str, Fit] = {}
     weights: dict[str, np.ndarray | ir.TensorProtocol] = {}
     store = WeightStore(WEIGHTS_LIMIT)
@@ -82,12 +85,18 @@ def reconstruct(
 
         return solve
 
+    def solve_through(converted: ir.Model, activations: Callable[[], Iterator[Activations]]) -> None:
+        assert tail is not None
+        weights.update(_solve_tail(tail, converted, function, fits, activations))
+
     def point(group: LayerGroup) -> SolvePoint:
         ends = tail is not None and tail.logits in group.layers
         return group_point(group, also_converted=tail.converted if tail is not None and ends else ())
 
     solvers = norm_solvers(lowered, norms, function, fits, leeway, in_bodies)
     solvers += [(point(group), solver(group)) for group in groups]
+    if tail is not None and not any(tail.logits in group.layers for group in groups):
+        solvers.append((tail_point(tail), solve_through))
     solve_in_order(lowered, solvers, batches, progress)
     return Calibrated(fits, weights, notes)
 
@@ -142,16 +151,18 @@ def _solve_tail(
     activations: Callable[[], Iterator[Activations]],
 ) -> dict[str, np.ndarray]:
     """New values, by name, of the weights of the tail's layers; the norm's bias changes in `fits`."""
-    layers = {layer.name: layer for layer in find_linear_layers(converted.graph).layers}
+    there = find_linear_layers(converted.graph)
+    writer = next(layer for layer in there.layers if layer.name == tail.writer.name)
+    logits = next(layer for layer in (*there.layers, *there.held) if layer.y is not None and layer.y.name == tail.y)
     norm = tail.norm.site_name
-    parameters = fits[norm].parameters
-    writer, logits = layers[tail.writer.name], layers[tail.logits.name]
-    start = TailWeights(writer.parameters(), parameters.bias, logits.parameters())
-    found = fit_tail(tail, function, fits[norm], start, activations)
+    parameters, head = fits[norm].parameters, logits.parameters()
+    start = TailWeights(writer.parameters(), parameters.bias, head[:0] if tail.head_stays else head)
+    found = fit_tail(tail, function, fits[norm], start, activations, head if tail.head_stays else None)
     if found is None:
         return {}
     fits[norm] = dataclasses.replace(fits[norm], parameters=dataclasses.replace(parameters, bias=found.bias))
-    return writer.stored_parameters(found.writer) | logits.stored_parameters(found.logits)
+    solved = writer.stored_parameters(found.writer)
+    return solved if tail.head_stays else solved | logits.stored_parameters(found.logits)
 
 
 def _solve_ridges(

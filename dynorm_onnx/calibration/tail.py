@@ -2,7 +2,8 @@
 the function in the place of the last norm, and the layer of the logits.
 
 Behind that layer's input there is only x -> x W + stream -> function -> logits, so that the gradient is three
-products. Solved one after the other, each layer can only make up for what those before it left.
+products. Solved one after the other, each layer can only make up for what those before it left. Where the layer of the
+logits stays (its weight is the embeddings' too, or it is too large to be searched) the other two are fitted through it.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ import onnx_ir as ir
 
 from dynorm_onnx.calibration.fit import Fit
 from dynorm_onnx.calibration.held_out import held_out_rows
-from dynorm_onnx.calibration.last_layer import log_softmax, mean_kl, sampling_step, search
+from dynorm_onnx.calibration.last_layer import WORK_LIMIT, is_too_large, log_softmax, mean_kl, sampling_step, search
 from dynorm_onnx.calibration.lbfgs import MEMORY, Objective
+from dynorm_onnx.calibration.plan import SolvePoint
 from dynorm_onnx.calibration.stages import Activations
 from dynorm_onnx.functions import Function, NormParameters
 from dynorm_onnx.functions.coupling import applied
@@ -25,16 +27,22 @@ from dynorm_onnx.graph.lower import LoweredNorm
 
 SEARCH_LIMIT = 4 << 30
 """Bytes that L-BFGS may take for its steps; a tail that needs more is not fitted."""
+PART_LIMIT = 128 << 20
+"""Bytes of each array of a number for every word that a search holds at a time, the original's aside."""
+HEAD_STAYS_WORK_LIMIT = 1.2e11
+"""Tokens x weights of one evaluation where the head stays; above it every n-th token is taken."""
 DIFFERENCE = 1e-3  # of the stream's size, to take the function's slope by
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tail:
-    """logits(function(stream + writer(x))), each value read by nothing else."""
+    """logits(function(stream + writer(x))), each value read by nothing else. `head_stays` where the weights of `logits`
+    are no unknowns."""
 
     writer: LinearLayer
     norm: LoweredNorm
     logits: LinearLayer
+    head_stays: bool
 
     @property
     def converted(self) -> tuple[str, str]:
@@ -43,27 +51,43 @@ class Tail:
         return str(self.writer.x.name), str(self.writer.residual.stream.name)
 
     @property
+    def y(self) -> str:
+        """The name of the logits."""
+        assert self.logits.y is not None
+        return str(self.logits.y.name)
+
+    @property
     def weights(self) -> int:
-        """How many numbers are fitted."""
+        """How many numbers take part."""
         return (self.writer.inputs + 2) * self.writer.outputs + (self.logits.inputs + 1) * self.logits.outputs
 
 
-def find_tail(layers: Sequence[LinearLayer], norms: Sequence[LoweredNorm], logits: str | None) -> Tail | None:
-    """The tail among the layers that are re-fitted and the norms that are replaced, where the model ends like that."""
-    last = next((layer for layer in layers if layer.y is not None and layer.y.name == logits), None)
+def find_tail(
+    layers: Sequence[LinearLayer], held: Sequence[LinearLayer], norms: Sequence[LoweredNorm], logits: str | None
+) -> Tail | None:
+    """The tail among the layers that are re-fitted and the norms that are replaced, where the model ends like that; its
+    last layer may be one of those that are held."""
+    last = next((layer for layer in (*layers, *held) if layer.y is not None and layer.y.name == logits), None)
     norm = next((norm for norm in norms if last is not None and norm.y is last.x), None)
     if last is None or norm is None or not _is_read_once(norm.y) or not _is_read_once(norm.x):
         return None
     for layer in layers:
         if layer.residual is not None and layer.residual.total is norm.x and layer.feature_axis == -1:
-            tail = Tail(layer, norm, last)
-            return tail if 8 * 2 * (MEMORY + 3) * tail.weights <= SEARCH_LIMIT else None
+            if 8 * 2 * (MEMORY + 3) * layer.inputs * layer.outputs > SEARCH_LIMIT:
+                return None
+            return Tail(layer, norm, last, head_stays=last in held or is_too_large(last))
     return None
+
+
+def tail_point(tail: Tail) -> SolvePoint:
+    """The place to solve a tail whose last layer is in no group of its own."""
+    return SolvePoint(f"the end at {tail.logits.name}", tail.logits.nodes, (str(tail.logits.x.name),), tail.converted)
 
 
 @dataclasses.dataclass(frozen=True)
 class TailWeights:
-    """What is fitted: the writer's parameters() [K (+ 1), C], the norm's bias [C], the logits' parameters()."""
+    """What is fitted: the writer's parameters() [K (+ 1), C], the norm's bias [C], the logits' parameters(), of no rows
+    where the head stays."""
 
     writer: np.ndarray
     bias: np.ndarray
@@ -83,6 +107,9 @@ class TailWeights:
         """In float32."""
         return TailWeights(*(np.asarray(array, np.float32) for array in (self.writer, self.bias, self.logits)))
 
+    def __add__(self, other: TailWeights) -> TailWeights:
+        return TailWeights(self.writer + other.writer, self.bias + other.bias, self.logits + other.logits)
+
 
 @dataclasses.dataclass(frozen=True)
 class _Tokens:
@@ -92,6 +119,13 @@ class _Tokens:
     stream: np.ndarray
     log_p: np.ndarray
 
+    def parts(self) -> Iterator[_Tokens]:
+        """The same tokens, so many at a time that what is computed of each word keeps within PART_LIMIT."""
+        count = max(1, PART_LIMIT // (4 * self.log_p.shape[1]))
+        for start in range(0, len(self.log_p), count):
+            rows = slice(start, start + count)
+            yield _Tokens(self.features[rows], self.stream[rows], self.log_p[rows])
+
     @classmethod
     def joined(cls, parts: Sequence[_Tokens]) -> _Tokens:
         fields = (field.name for field in dataclasses.fields(cls))
@@ -99,34 +133,47 @@ class _Tokens:
 
 
 class _Model:
-    """The tail as a function of its weights; the norm's own weight and steepness stay as they are."""
+    """The tail as a function of its weights; the norm's own weight and steepness stay as they are, and the head, given
+    as the logits' parameters(), where it does."""
 
-    def __init__(self, function: Function, parameters: NormParameters, size: float) -> None:
+    def __init__(
+        self, function: Function, parameters: NormParameters, size: float, head: np.ndarray | None = None
+    ) -> None:
         self._function = function
         self._scalars = {name: np.asarray(value, np.float32) for name, value in parameters.scalars.items()}
         self._weight = np.asarray(parameters.weight, np.float32)
         self._coupling = parameters.coupling
         self._step = np.float32(DIFFERENCE * size)
+        self._head = None if head is None else np.asarray(head, np.float32)
 
     def kl_and_gradient(self, tokens: _Tokens, weights: TailWeights) -> tuple[float, TailWeights]:
         """Mean KL(original || converted), nats, and its gradient."""
         single = weights.single()
-        stream = tokens.stream + tokens.features @ single.writer
+        sums = [self._of_part(part, single, len(tokens.log_p)) for part in tokens.parts()]
+        gradient = sums[0][1]
+        for _, more in sums[1:]:
+            gradient += more
+        return sum(value for value, _ in sums), gradient
+
+    def _of_part(self, tokens: _Tokens, weights: TailWeights, of: int) -> tuple[float, TailWeights]:
+        """What some of `of` tokens add to the mean KL and to its gradient."""
+        head = weights.logits if self._head is None else self._head
+        stream = tokens.stream + tokens.features @ weights.writer
         seen = applied(self._coupling, stream)
         core = self._core(seen)
-        y = core * self._weight + single.bias
-        log_q = log_softmax(_logits(y, single.logits))
-        to_logits = (np.exp(log_q) - np.exp(tokens.log_p)) / np.float32(len(log_q))
-        to_y = to_logits @ single.logits[: y.shape[1]].T
+        y = core * self._weight + weights.bias
+        log_q = log_softmax(_logits(y, head))
+        value = mean_kl(tokens.log_p, log_q) * len(log_q) / of
+        to_logits = (np.exp(log_q) - np.exp(tokens.log_p)) / np.float32(of)
+        to_y = to_logits @ head[: y.shape[1]].T
         slope = self._weight * (self._core(seen + self._step) - core) / self._step
         to_stream = to_y * slope
         if self._coupling is not None:
             to_stream = self._coupling.pulled_back(stream, to_stream)
-        by_logits = [y.T @ to_logits]
-        if len(single.logits) > y.shape[1]:
+        by_logits = [y.T @ to_logits] if self._head is None else [weights.logits]
+        if self._head is None and len(head) > y.shape[1]:
             by_logits.append(to_logits.sum(0, keepdims=True))
-        gradient = TailWeights(tokens.features.T @ to_stream, to_y.sum(0), np.vstack(by_logits))
-        return mean_kl(tokens.log_p, log_q), gradient
+        return value, TailWeights(tokens.features.T @ to_stream, to_y.sum(0), np.vstack(by_logits))
 
     def _core(self, x: np.ndarray) -> np.ndarray:
         return self._function.core(x, **self._scalars)
@@ -138,15 +185,18 @@ def fit_tail(
     fitted: Fit,
     start: TailWeights,
     activations: Callable[[], Iterator[Activations]],
+    head: np.ndarray | None = None,
 ) -> TailWeights | None:
-    """Weights of least KL from `start` on, or None where held-out tokens gain nothing.
+    """Weights of least KL from `start` on, or None where held-out tokens gain nothing. `head` has the parameters() of
+    the logits' layer where it stays; those of `start` then have no rows.
 
     `activations` must have the tail's `converted` values, and the input of the logits' layer in the original.
     """
     tokens = sum(batch.converted[tail.converted[1]].size // tail.writer.outputs for batch in activations())
-    training, held_out = _collect(tail, activations, sampling_step(tokens, tail.weights))
+    limit = HEAD_STAYS_WORK_LIMIT if tail.head_stays else WORK_LIMIT
+    training, held_out = _collect(tail, activations, sampling_step(tokens, tail.weights, limit))
     size = float(np.sqrt(np.mean(np.square(training.stream), dtype=np.float64)))
-    model = _Model(function, fitted.parameters, size or 1.0)
+    model = _Model(function, fitted.parameters, size or 1.0, head)
 
     def objective(part: _Tokens) -> Objective:
         def kl_and_gradient(flat: np.ndarray) -> tuple[float, np.ndarray]:

@@ -24,11 +24,12 @@ FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataT
 @dataclasses.dataclass(frozen=True)
 class LinearLayers:
     """The layers of a graph in its order, those whose weights are on a grid apart, and by name why others with constant
-    weights are left alone."""
+    weights are left alone; `held` are those among them whose weight is read elsewhere too."""
 
     layers: tuple[LinearLayer, ...]
     left: dict[str, str]
     on_grid: tuple[LinearLayer, ...] = ()
+    held: tuple[LinearLayer, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,30 +51,28 @@ def find_linear_layers(graph: ir.Graph) -> LinearLayers:
     constants = constant_values(graph)
     layers: list[LinearLayer] = []
     on_grid: list[LinearLayer] = []
+    held: list[LinearLayer] = []
     left: dict[str, str] = {}
     for node in graph:
-        if (turned := _turned_weight(node)) is not None:
-            left[str(turned.name)] = _unfit(turned, readers) or "the weight is transposed where the model runs"
-            continue
         quantised = _on_grid(node, readers, constants)
         if isinstance(quantised, LinearLayer):
             on_grid.append(quantised)
             continue
-        spelling = _spelling(node)
+        spelling, turned = _spelling(node), _turned_weight(node)
+        if spelling is None and turned is not None:
+            spelling = dataclasses.replace(_matmul_of_right(), transposed=True)
         if spelling is None:
             if (why := quantised or _computed(node, constants)) is not None:
                 left[node.name or str(node.outputs[0].name)] = why
             continue
-        weight = node.inputs[spelling.weight]
-        assert weight is not None
+        x, weight = node.inputs[spelling.x], turned or node.inputs[spelling.weight]
+        assert x is not None and weight is not None
+        layer = _layer(node, spelling, FloatWeight(weight, spelling.transposed), x, (node,), readers)
         reason = _unfit(weight, readers)
         if reason is not None:
             left[str(weight.name)] = reason
-            continue
-        x, stored = node.inputs[spelling.x], FloatWeight(weight, spelling.transposed)
-        assert x is not None
-        layers.append(_layer(node, spelling, stored, x, (node,), readers))
-    return LinearLayers(tuple(layers), left, tuple(on_grid))
+        (layers if reason is None else held).append(layer)
+    return LinearLayers(tuple(layers), left, tuple(on_grid), tuple(held))
 
 
 def _on_grid(node: ir.Node, readers: dict[ir.Value, int], constants: set[ir.Value]) -> LinearLayer | str | None:
@@ -124,8 +123,9 @@ def _turned_weight(node: ir.Node) -> ir.Value | None:
     transpose = node.inputs[1].producer() if node.op_type == "MatMul" and node.inputs[1] is not None else None
     if transpose is None or transpose.op_type != "Transpose" or transpose.domain != "":
         return None
-    weight = transpose.inputs[0]
-    return weight if _is_weight(weight) else None
+    weight, perm = transpose.inputs[0], transpose.attributes.get("perm")
+    turns = perm is None or list(perm.as_ints()) == [1, 0]
+    return weight if turns and _is_weight(weight) else None
 
 
 def _reader_counts(graph: ir.Graph) -> dict[ir.Value, int]:

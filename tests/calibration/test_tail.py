@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
+from dynorm_onnx import convert_model
 from dynorm_onnx.calibration.fit import Fit
 from dynorm_onnx.calibration.last_layer import log_softmax
 from dynorm_onnx.calibration.stages import Activations
@@ -18,7 +22,7 @@ from dynorm_onnx.graph.lower import LoweredNorm, lower
 from dynorm_onnx.graph.model_io import load, prepare
 from dynorm_onnx.graph.sites import find_sites
 from dynorm_onnx.runtime.session import run_model
-from tests.shipped import MODEL
+from tests.shipped import FOLDER, MODEL, TEXT
 
 TOKENS, FEATURES, CHANNELS, WORDS = 500, 5, 6, 9
 
@@ -49,12 +53,19 @@ def tokens(rng: np.random.Generator, *, biased: bool) -> _Tokens:
     return _Tokens(*(array.astype(np.float32) for array in arrays))
 
 
+@pytest.mark.parametrize("head_stays", [False, True])
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("name", REGISTRY)
-def test_the_gradient_is_that_of_the_divergence(name: str, biased: bool) -> None:
+def test_the_gradient_is_that_of_the_divergence(
+    name: str, biased: bool, head_stays: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rng = np.random.default_rng(1)
+    monkeypatch.setattr("dynorm_onnx.calibration.tail.PART_LIMIT", 4 * WORDS * 200)  # 500 tokens in three parts
     data, at, along = tokens(rng, biased=biased), weights(rng, biased=biased), weights(rng, biased=biased)
-    model = _Model(REGISTRY[name], parameters(name, rng), 1.0)
+    head = at.logits if head_stays else None
+    if head_stays:
+        at, along = (dataclasses.replace(own, logits=own.logits[:0]) for own in (at, along))
+    model = _Model(REGISTRY[name], parameters(name, rng), 1.0, head)
     step = 1e-3
 
     def moved(by: float) -> float:
@@ -66,23 +77,36 @@ def test_the_gradient_is_that_of_the_divergence(name: str, biased: bool) -> None
     assert np.vdot(gradient.flat(), along.flat()) == pytest.approx(numeric, rel=5e-3)
 
 
-def test_the_tail_of_the_shipped_model_is_found(shipped: tuple[ir.Model, tuple[LoweredNorm, ...]]) -> None:
+def test_the_tail_of_the_shipped_model_is_found(
+    shipped: tuple[ir.Model, tuple[LoweredNorm, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, norms = shipped
     layers = find_linear_layers(model.graph).layers
-    tail = find_tail(layers, norms, "logits")
-    assert tail is not None
+    tail = find_tail(layers, (), norms, "logits")
+    assert tail is not None and not tail.head_stays
     assert tail.norm is norms[-1]
     assert (tail.writer.inputs, tail.logits.outputs) == (432, 256)
-    assert find_tail(layers, norms[:-1], "logits") is None  # the last norm is kept
-    assert find_tail(layers, norms, None) is None  # no logits
-    assert find_tail([layer for layer in layers if layer is not tail.writer], norms, "logits") is None
+    assert find_tail(layers, (), norms[:-1], "logits") is None  # the last norm is kept
+    assert find_tail(layers, (), norms, None) is None  # no logits
+    assert find_tail([layer for layer in layers if layer is not tail.writer], (), norms, "logits") is None
+    others = [layer for layer in layers if layer is not tail.logits]
+    through = find_tail(others, [tail.logits], norms, "logits")
+    assert through is not None and through.head_stays and through.writer is tail.writer
+    monkeypatch.setattr("dynorm_onnx.calibration.tail.is_too_large", lambda layer: True)
+    large = find_tail(layers, (), norms, "logits")
+    assert large is not None and large.head_stays
 
 
-def test_weights_that_were_disturbed_come_back(shipped: tuple[ir.Model, tuple[LoweredNorm, ...]]) -> None:
+@pytest.mark.parametrize("head_stays", [False, True])
+def test_weights_that_were_disturbed_come_back(
+    head_stays: bool, shipped: tuple[ir.Model, tuple[LoweredNorm, ...]]
+) -> None:
     """Where the function itself made the original's distribution, the divergence can and must become small."""
     model, norms = shipped
-    tail = find_tail(find_linear_layers(model.graph).layers, norms, "logits")
+    tail = find_tail(find_linear_layers(model.graph).layers, (), norms, "logits")
     assert isinstance(tail, Tail)
+    tail = dataclasses.replace(tail, head_stays=head_stays)
+    head = tail.logits.matrix() if head_stays else None
     rng = np.random.default_rng(2)
     function, channels = REGISTRY["dyisru"], tail.writer.outputs
     fitted = Fit(NormParameters(np.ones(channels), np.zeros(channels), {"beta": np.ones(channels)}), 0.0, np.zeros(1))
@@ -94,10 +118,41 @@ def test_weights_that_were_disturbed_come_back(shipped: tuple[ir.Model, tuple[Lo
     def activations() -> Iterator[Activations]:
         yield Activations({str(tail.logits.x.name): y}, dict(zip(names, (x, stream), strict=True)), None)
 
-    start = TailWeights(right.writer, right.bias + 0.3 * rng.normal(size=channels), right.logits)
-    found = fit_tail(tail, function, fitted, start, activations)
-    assert found is not None
+    free = right.logits[:0] if head_stays else right.logits
+    start = TailWeights(right.writer, right.bias + 0.3 * rng.normal(size=channels), free)
+    found = fit_tail(tail, function, fitted, start, activations, head)
+    assert found is not None and found.logits.shape == free.shape
     log_p = log_softmax(y @ right.logits)
     data = _Tokens(*(array.astype(np.float32) for array in (x, stream, log_p)))
-    measured = _Model(function, fitted.parameters, 1.0)
+    measured = _Model(function, fitted.parameters, 1.0, head)
     assert measured.kl_and_gradient(data, found)[0] < 0.2 * measured.kl_and_gradient(data, start)[0]
+
+
+def test_the_end_of_a_model_with_tied_embeddings_is_searched_through_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = onnx.load(MODEL)
+    head = next(node for node in model.graph.node if "logits" in node.output)
+    table = next(node.input[0] for node in model.graph.node if node.op_type == "Gather")
+    stale = next(value for value in model.graph.initializer if value.name == head.input[1])
+    model.graph.initializer.remove(stale)
+    turned = onnx.helper.make_node("Transpose", [table], [head.input[1]], perm=[1, 0])
+    model.graph.node.insert(0, turned)
+    onnx.save(model, tmp_path / "tied.onnx")
+    settings = dict(
+        to="dyisru",
+        data=TEXT,
+        tokenizer=FOLDER / "tokenizer.json",
+        samples=16,
+        max_length=128,
+        method="reconstruct",
+        time=False,
+    )
+    kl = {}
+    for searched in (True, False):
+        if not searched:
+            monkeypatch.setattr("dynorm_onnx.calibration.reconstruct.find_tail", lambda *_: None)
+        report = convert_model(tmp_path / "tied.onnx", output=tmp_path / f"{searched}.onnx", **settings)
+        assert any("which stays" in note for note in report.warnings) is searched
+        kl[searched] = report.validation.quality.kl_mean
+    assert kl[True] < 0.97 * kl[False]

@@ -69,6 +69,26 @@ def test_a_weight_that_is_read_twice_is_left_and_named() -> None:
     assert not found.layers and "2 places" in found.left["w"]
 
 
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("end", ["y = MatMul(x, t)", "h = MatMul(x, t) y = Add(h, b)"])
+def test_a_weight_that_is_transposed_where_the_model_runs(end: str, tied: bool) -> None:
+    """A layer as any other, but for one whose weight is read elsewhere too: it is held."""
+    also = " index = Constant<value = int64[1] {0}>() row = Gather(w, index) also = Neg(row)" if tied else ""
+    model = model_of(f"t = Transpose<perm = [1, 0]>(w) {end}{also}", [OUT, IN], "[5, 6]")
+    found = find_linear_layers(model.graph)
+    (layer,) = found.held if tied else found.layers
+    assert bool(found.layers) is not tied and set(found.left) == ({"w"} if tied else set())
+    assert layer.y is not None and (layer.y.name, layer.inputs, layer.outputs) == ("y", IN, OUT)
+    x = np.random.default_rng(1).normal(size=(5, 6)).astype(np.float32)
+    y = run(make_session(model), {"x": x})["y"]
+    assert relative_error(y, by_definition(layer, x)) < TOLERANCE["float32"]
+
+
+def test_a_layer_whose_weight_is_read_elsewhere_too_is_held() -> None:
+    model = model_of("h = MatMul(x, w) k = MatMul(x, w) y = Add(h, k)", [IN, OUT], "[5, 6]")
+    assert [layer.name for layer in find_linear_layers(model.graph).held] == ["w", "w"]
+
+
 @pytest.mark.parametrize(("weight", "named"), [("w", False), ("Identity(w)", True)])
 def test_a_convolution_is_named_only_where_its_weight_is_computed(weight: str, named: bool) -> None:
     made = "" if weight == "w" else f"v = {weight}\n"
