@@ -134,6 +134,9 @@ def _parser() -> argparse.ArgumentParser:
     sites.add_argument(
         "--fold-weights", action="store_true", help="fold the replacements' weights into the layers that read them"
     )
+    sites.add_argument(
+        "--inline", action="store_true", help="write standard operators only, no functions: for other runtimes"
+    )
     bounds = parser.add_argument_group("quality and speed")
     bounds.add_argument("--max-kl", type=float, metavar="X", help="write nothing above this mean KL, nats")
     bounds.add_argument("--max-error", type=float, metavar="X", help="write nothing above this relative error")

@@ -107,6 +107,9 @@ TABLE: dict[str, dict[str, str]] = {
         ", and there is no such file.": "graph/test_model_io.py::TestSave::test_weights_lost_in_between",
         "The weight … cannot be read: …": "graph/test_model_io.py::TestWeights::test_weights_outside_the_folder",
     },
+    "graph/prepare.py": {
+        "a function of the file cannot be inlined:": "graph/test_inline.py::test_a_function_that_calls_itself",
+    },
     "graph/select.py": {
         "--only and --keep leave none of the": "graph/test_select.py::test_nothing_left_and_nothing_there",
         "the inputs of all norms are the same in": "test_foreign_files.py::test_a_norm_of_what_is_the_same_in_every_run_is_kept",

@@ -241,6 +241,7 @@ PROVOKED: dict[str, dict[str, Provocation]] = {
     "config.py": {
         "has no argument": lambda *_: ConvertConfig.of("m.onnx", speed=1),
         "must be positive, not": lambda *_: ConvertConfig.of("m.onnx", learning_rate=0),
+        "--inline writes standard operators": lambda *_: ConvertConfig.of("m.onnx", inline=True, optimize="ort"),
         "needs validation: leave out": lambda *_: ConvertConfig.of("m.onnx", max_kl=1.0, validate=False),
     },
     "graph/lower/canonical.py": {

@@ -49,7 +49,8 @@ def convert_genai_folder(
     Args:
         folder: with genai_config.json, the decoder that it names, and tokenizer.json where text is calibrated on.
         output: the new folder; it must not be there yet.
-        library: put the custom-op library in the folder and name it; without, the function bodies run.
+        library: put the custom-op library in the folder and name it; without, the function bodies run. A decoder in
+            standard operators (`inline`) has no use for it.
         progress: as of convert_model().
         knobs: those of convert_model(), but for `output`: to, data, samples, method, ...
 
@@ -66,7 +67,7 @@ def convert_genai_folder(
     source, target = Path(folder), Path(output)
     config = _read_config(source)
     decoder = _decoder_file(source, config)
-    library_file = _library(config) if library else None
+    library_file = _library(config) if library and not knobs.get("inline") else None
     if knobs.get("tokenizer") is None and (source / "tokenizer.json").is_file():
         knobs["tokenizer"] = source / "tokenizer.json"
     with new_folder(target) as working:
