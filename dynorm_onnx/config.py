@@ -45,6 +45,7 @@ class ConvertConfig:
     fold_weights: bool = False  # the replacements' weights into the layers that read them
     inline: bool = False  # write standard operators only, no functions
     optimize: str = "none"  # "ort": fuse attention and the like for ONNX Runtime before converting
+    custom_op_library: tuple[Path, ...] = ()  # of the model's own operators, registered in every session
     provider: str = "cpu"
     validate: bool = True
     time: bool = True
@@ -108,6 +109,8 @@ class ConvertConfig:
         for name in ("only", "keep"):
             patterns = knobs.get(name, ())
             knobs[name] = (patterns,) if isinstance(patterns, str) else tuple(patterns)
+        files = knobs.get("custom_op_library", ())
+        knobs["custom_op_library"] = tuple(map(Path, [files] if isinstance(files, str | os.PathLike) else files))
         unknown = sorted(set(knobs) - {field.name for field in dataclasses.fields(cls)})
         if unknown:
             raise UsageError(f"convert_model() has no argument {unknown[0]!r}")

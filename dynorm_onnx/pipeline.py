@@ -32,6 +32,7 @@ from dynorm_onnx.runtime.fuse import fuse_for_ort, same_outputs
 from dynorm_onnx.runtime.pieces import open_for_batches
 from dynorm_onnx.runtime.session import FATAL, make_session, run_model
 from dynorm_onnx.runtime.timing import Timing
+from dynorm_onnx.runtime.user_libraries import registered
 from dynorm_onnx.runtime.value_types import value_types
 from dynorm_onnx.runtime.variants import time_within
 from dynorm_onnx.within_bounds import within_bounds
@@ -52,6 +53,12 @@ def convert_model(
     errors of dynorm_onnx.errors and what `ready` raises, and then nothing was written.
     """
     config = ConvertConfig.of(model, **knobs)
+    with registered(config.custom_op_library):
+        return _convert(config, progress, ready)
+
+
+def _convert(config: ConvertConfig, progress: Progress, ready: Callable[[Report], object]) -> Report:
+    """convert_model() with its arguments in place."""
     check_choice("--to", config.to, TARGETS)
     if config.method == "distil":
         require_torch()

@@ -31,6 +31,7 @@ from dynorm_onnx.config import METHODS, PROVIDERS, ConvertConfig
 from dynorm_onnx.errors import DataError, DynormError, UsageError
 from dynorm_onnx.pipeline import TARGETS
 from dynorm_onnx.report import print_report
+from dynorm_onnx.runtime.user_libraries import add_option
 from dynorm_onnx.serving.genai import convert_genai_folder
 from dynorm_onnx.serving.kubernetes import IMAGE, Deployment, ScaleOn, triton_manifest
 from dynorm_onnx.serving.load import PROTOCOLS, measure_latency
@@ -242,6 +243,7 @@ def _add_bench_genai(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_no_library(parser: argparse.ArgumentParser) -> None:
+    add_option(parser)
     parser.add_argument("--no-library", dest="library", action="store_false", help="run by the function bodies")
 
 
