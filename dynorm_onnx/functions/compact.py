@@ -36,7 +36,7 @@ class Operators(Protocol):
     def indices(self, numbers: np.ndarray, name: str) -> Any:
         """A constant int64 vector."""
 
-    def sum_of_squares(self, x: Any, name: str) -> Any:
+    def summed(self, x: Any, name: str) -> Any:
         """[..., 1] of x [..., k]."""
 
     def clip(self, x: Any, limit: float, name: str) -> Any:
@@ -70,10 +70,14 @@ class Argument:
         if self.coupling is None:
             return self.out.constant(scale, "scale")
         single = scale if scale.size == 1 else np.ones(1)
-        roots = np.sqrt(np.asarray(self.coupling.strengths, np.float64) * single)
-        # Not squares times a matrix of strengths: tools that quantise MatMul would take that for a layer.
-        weighted = self.out.op("Mul", [self._coupled_channels(), self.out.constant(roots, "roots")], "coupled_weighted")
-        summed = self.out.sum_of_squares(weighted, "coupled_sum")
+        kept = self._coupled_channels()
+        squares = self.out.op("Mul", [kept, kept], "coupled_squares")
+        strengths = np.asarray(self.coupling.strengths, np.float64) * single
+        # Not a MatMul, which tools that quantise layers would take for one, nor ReduceSumSquare, whose shape ONNX
+        # Runtime's own tools (1.32) cannot infer.
+        summed = scaled(self.out, squares, strengths, "coupled_weighted")
+        if strengths.size > 1:
+            summed = self.out.summed(summed, "coupled_sum")
         total = self.out.op("Add", [summed, self.out.constant(single, "one")], "coupled_total")
         return total if single is scale else self.out.op("Mul", [total, self.out.constant(scale, "scale")], "spread")
 

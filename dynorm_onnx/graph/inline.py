@@ -18,7 +18,7 @@ from dynorm_onnx.graph.unique_names import Names
 
 STANDARD_DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
 _CLIP_TAKES_INPUTS = 11  # the opset; before, its limits are attributes
-_REDUCTIONS_TAKE_INPUTS = 18  # the same of a reduction's axes
+_SUM_TAKES_INPUTS = 13  # the same of ReduceSum's axes
 _WEIGHT = ".weight"  # what the name of a node's second input ends with, where rewrite.replace() made it
 
 
@@ -132,11 +132,11 @@ class _Writer:
     def indices(self, numbers: np.ndarray, name: str) -> ir.Value:
         return self._emit.integers(numbers, name)
 
-    def sum_of_squares(self, x: ir.Value, name: str) -> ir.Value:
-        by_input = self._opset >= _REDUCTIONS_TAKE_INPUTS
+    def summed(self, x: ir.Value, name: str) -> ir.Value:
+        by_input = self._opset >= _SUM_TAKES_INPUTS
         inputs = [x, self._emit.integers([-1], f"{name}_axes")] if by_input else [x]
         attributes = None if by_input else {"axes": [-1]}
-        value = self._emit.op("ReduceSumSquare", inputs, attributes, output=name, dtype=self.dtype)
+        value = self._emit.op("ReduceSum", inputs, attributes, output=name, dtype=self.dtype)
         value.shape = ir.Shape([*x.shape[:-1], 1]) if x.shape is not None and len(x.shape) else None
         return value
 

@@ -107,7 +107,7 @@ def test_it_computes_what_the_function_does(function: Function, form: Form, size
 
 PLAIN, COUPLED, SKIP = Form(), Form(coupled=True), Form(skip=True)
 CORE = {"dyisru": ["Mul", "Add", "Sqrt", "Div"], "dyt": ["Mul", "Tanh"], "derf": ["Mul", "Add", "Erf"]}
-GAIN = ["Gather", "Mul", "ReduceSumSquare", "Add"]  # 1 + sum_j c_j x_j^2
+GAIN = ["Gather", "Mul", "Mul", "ReduceSum", "Add"]  # 1 + sum_j c_j x_j^2
 
 
 @every_function
@@ -226,3 +226,12 @@ def test_a_coupling_of_no_token_is_the_function_itself() -> None:
     gained = Coupling(given["channels"], given["coupling"].astype(np.float64)).applied(x)
     expected = DYISRU.reference(gained, ONES, ZEROS, beta=given["beta"])
     assert relative_error(run_model(written_out(model), {"X": x})[0], expected) < TOLERANCE["double"]
+
+
+def test_one_coupled_channel_needs_no_sum() -> None:
+    given = parameters(DYISRU, 1, COUPLED, np.random.default_rng(0))
+    given |= {"channels": given["channels"][:1], "coupling": given["coupling"][:1]}
+    model = one_node(DYISRU, COUPLED, 18, "float32", {"weight": ONES, "bias": ZEROS} | given, "Tanh")
+    assert Counter(operators(written_out(model))) == Counter(["Tanh", "Gather", "Mul", "Mul", "Add", *CORE["dyisru"]])
+    x = np.random.default_rng(1).normal(size=(1, 3, CHANNELS)).astype(np.float32)
+    assert relative_error(*(run_model(m, {"X": x})[0] for m in (written_out(model), model))) < TOLERANCE["float32"]
