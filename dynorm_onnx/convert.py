@@ -24,6 +24,7 @@ from dynorm_onnx.config import METHODS, OPTIMIZE, PROVIDERS, SAMPLES, TRAIN, Con
 from dynorm_onnx.errors import DynormError
 from dynorm_onnx.pipeline import TARGETS, convert_model
 from dynorm_onnx.report import Report, print_report
+from dynorm_onnx.runtime.user_libraries import add_option
 from dynorm_onnx.terminal import log_handler, print_error, shown_progress, table_console, use_safe_streams
 
 
@@ -133,6 +134,9 @@ def _parser() -> argparse.ArgumentParser:
     sites.add_argument(
         "--fold-weights", action="store_true", help="fold the replacements' weights into the layers that read them"
     )
+    sites.add_argument(
+        "--inline", action="store_true", help="write standard operators only, no functions: for other runtimes"
+    )
     bounds = parser.add_argument_group("quality and speed")
     bounds.add_argument("--max-kl", type=float, metavar="X", help="write nothing above this mean KL, nats")
     bounds.add_argument("--max-error", type=float, metavar="X", help="write nothing above this relative error")
@@ -142,6 +146,7 @@ def _parser() -> argparse.ArgumentParser:
         default=defaults["optimize"],
         help="ort: fuse attention and the like for ONNX Runtime first; the file then needs it (%(default)s)",
     )
+    add_option(bounds)
     bounds.add_argument("--provider", choices=PROVIDERS, default=defaults["provider"], help="(%(default)s)")
     bounds.add_argument("--no-validate", dest="validate", action="store_false", help="skip the comparison")
     bounds.add_argument("--no-time", dest="time", action="store_false", help="skip the timing")

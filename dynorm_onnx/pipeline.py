@@ -9,7 +9,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from dynorm_onnx.attempts import distilled, with_calibration_text, with_weights_folded
+from dynorm_onnx.attempts import as_written, distilled, with_calibration_text, with_weights_folded
 from dynorm_onnx.calibration.data import CalibrationData, load_calibration
 from dynorm_onnx.calibration.look import Look, look
 from dynorm_onnx.calibration.norms import Calibrated
@@ -19,6 +19,7 @@ from dynorm_onnx.errors import DataError, ModelError
 from dynorm_onnx.folding import centring_folded
 from dynorm_onnx.functions import REGISTRY
 from dynorm_onnx.graph import model_io
+from dynorm_onnx.graph.inline import inlined, other_operators
 from dynorm_onnx.graph.lower import LoweredNorm, lower, require_finite
 from dynorm_onnx.graph.rewrite import count_replacements
 from dynorm_onnx.graph.select import leave_constants, leave_unpaired, select
@@ -31,6 +32,7 @@ from dynorm_onnx.runtime.fuse import fuse_for_ort, same_outputs
 from dynorm_onnx.runtime.pieces import open_for_batches
 from dynorm_onnx.runtime.session import FATAL, make_session, run_model
 from dynorm_onnx.runtime.timing import Timing
+from dynorm_onnx.runtime.user_libraries import registered
 from dynorm_onnx.runtime.value_types import value_types
 from dynorm_onnx.runtime.variants import time_within
 from dynorm_onnx.within_bounds import within_bounds
@@ -51,6 +53,12 @@ def convert_model(
     errors of dynorm_onnx.errors and what `ready` raises, and then nothing was written.
     """
     config = ConvertConfig.of(model, **knobs)
+    with registered(config.custom_op_library):
+        return _convert(config, progress, ready)
+
+
+def _convert(config: ConvertConfig, progress: Progress, ready: Callable[[Report], object]) -> Report:
+    """convert_model() with its arguments in place."""
     check_choice("--to", config.to, TARGETS)
     if config.method == "distil":
         require_torch()
@@ -61,6 +69,8 @@ def convert_model(
         original = model_io.load(config.model)
         fused = fuse_for_ort(original) if config.optimize == "ort" else original
         prepared = model_io.prepare(fused, value_types)
+        if config.inline:  # at once: what cannot be inlined is to be known before hours of work
+            prepared = model_io.prepare(inlined(prepared), value_types)
         found = find_sites(prepared, run=run_model)
         chosen, kept = select(found, config.only, config.keep, replaced=count_replacements(original))
         if config.to != "rmsnorm":
@@ -91,20 +101,29 @@ def convert_model(
     outcome = distilled(config, prepared, [n for n in norms if n.site_name not in met.kept], met.outcome, data, clock)
     outcome, weight_folds = with_weights_folded(config, norms, outcome, data, clock)
     outcome = with_calibration_text(config, outcome, data, clock)
+    written = as_written(config, outcome.converted)
     with clock.step("time"):
-        timing = _time(config, outcome.converted, data, clock.total)
+        timing = _time(config, written, data, clock.total)
     evidence = _evidence(config, prepared, norms, outcome.calibrated, data, clock)
     with contextlib.ExitStack() as files:
         with clock.step("save"):
-            place = files.enter_context(model_io.staged(outcome.converted, config.output_path))
+            place = files.enter_context(model_io.staged(written, config.output_path))
         report = build_report(
             config, found, kept, clock, data, outcome.calibrated, outcome.validation, timing, outcome.distillation,
-            folds + weight_folds, notes + model_io.left_out(original),
+            folds + weight_folds, notes + model_io.left_out(original) + _not_standard(config, written),
         )  # fmt: skip
         _put_in_place(config, report, ready, evidence, place)
     if outcome.distillation is not None:
         config.checkpoint_path.unlink(missing_ok=True)
     return report
+
+
+def _not_standard(config: ConvertConfig, written: ir.Model) -> tuple[str, ...]:
+    """What --inline could not make standard: operators that the original has itself."""
+    others = other_operators(written) if config.inline else ()
+    return (f"--inline: the original's own operators stay, not all runtimes have them: {', '.join(others)}",) * any(
+        others
+    )
 
 
 def _put_in_place(

@@ -107,6 +107,9 @@ TABLE: dict[str, dict[str, str]] = {
         ", and there is no such file.": "graph/test_model_io.py::TestSave::test_weights_lost_in_between",
         "The weight … cannot be read: …": "graph/test_model_io.py::TestWeights::test_weights_outside_the_folder",
     },
+    "graph/prepare.py": {
+        "a function of the file cannot be inlined:": "graph/test_inline.py::test_a_function_that_calls_itself",
+    },
     "graph/select.py": {
         "--only and --keep leave none of the": "graph/test_select.py::test_nothing_left_and_nothing_there",
         "the inputs of all norms are the same in": "test_foreign_files.py::test_a_norm_of_what_is_the_same_in_every_run_is_kept",
@@ -254,6 +257,10 @@ TABLE: dict[str, dict[str, str]] = {
         "ONNX Runtime cannot load": "runtime/test_session.py::test_files_that_are_no_models",
         ": there is no such file": "runtime/test_session.py::test_files_that_are_no_models",
     },
+    "runtime/user_libraries.py": {
+        ": there is no such file": "runtime/test_user_libraries.py::test_a_file_that_is_not_there_or_no_library",
+        ": ONNX Runtime cannot load it:": "runtime/test_user_libraries.py::test_a_file_that_is_not_there_or_no_library",
+    },
     "runtime/validate.py": {
         "there is no held-out sample to validate": "runtime/test_validate.py::test_no_data_is_an_error",
     },
@@ -261,6 +268,7 @@ TABLE: dict[str, dict[str, str]] = {
         ": is there already; choose another": "serving/test_genai.py::test_nothing_is_written_over_nor_left_half",
     },
     "serving/genai.py": {
+        "can name only one library, and these": "serving/test_own_libraries.py::test_a_genai_folder_that_names_one_is_converted_with_it",
         ": the decoder is a pipeline of several": "serving/test_genai.py::test_folders_that_cannot_be_converted",
         "names no model.decoder.filename": "serving/test_genai.py::test_folders_that_cannot_be_converted",
         ": there is no such file, though": "serving/test_genai.py::test_folders_that_cannot_be_converted",
@@ -293,6 +301,7 @@ TABLE: dict[str, dict[str, str]] = {
         "has no shape in the model, and Triton": "serving/test_triton.py::test_what_cannot_be_served_is_named",
     },
     "serving/triton.py": {
+        "another file of the folder is called": "serving/test_own_libraries.py::test_two_files_of_one_name",
         "--threads must be at least 0, not": "serving/test_triton.py::test_knobs_are_checked",
         "--max-batch-size must be at least 0, not": "serving/test_triton.py::test_knobs_are_checked",
         "is not one of": "serving/test_triton.py::test_knobs_are_checked",

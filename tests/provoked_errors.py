@@ -241,6 +241,7 @@ PROVOKED: dict[str, dict[str, Provocation]] = {
     "config.py": {
         "has no argument": lambda *_: ConvertConfig.of("m.onnx", speed=1),
         "must be positive, not": lambda *_: ConvertConfig.of("m.onnx", learning_rate=0),
+        "--inline writes standard operators": lambda *_: ConvertConfig.of("m.onnx", inline=True, optimize="ort"),
         "needs validation: leave out": lambda *_: ConvertConfig.of("m.onnx", max_kl=1.0, validate=False),
     },
     "graph/lower/canonical.py": {
@@ -284,7 +285,7 @@ PROVOKED: dict[str, dict[str, Provocation]] = {
     },
     "serving/triton.py": {
         "a model's name is the name": lambda *_: triton._checked_name("a/b"),
-"must be an absolute path": lambda *_: triton._host_paths("models", "m")},
+"must be an absolute path": lambda *_: triton._host_paths("models", "m", ["lib.so"])},
     "within_bounds.py": {
         "cannot be met, even with only": without_bound,
         "has no output of logits": lambda folder, _: convert_model(written(folder), data=DATA, max_kl=1.0),

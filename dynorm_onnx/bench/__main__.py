@@ -24,6 +24,7 @@ from dynorm_onnx.errors import DynormError, UsageError
 from dynorm_onnx.functions import REGISTRY
 from dynorm_onnx.plotting import require_matplotlib
 from dynorm_onnx.runtime.session import PROVIDERS
+from dynorm_onnx.runtime.user_libraries import add_option, registered
 from dynorm_onnx.terminal import use_safe_streams
 
 Row = TypeVar("Row")
@@ -45,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.plot:
             require_matplotlib("--plot")  # not after minutes of measuring
-        options.bench(options)
+        with registered(options.custom_op_library):
+            options.bench(options)
     except DynormError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -167,6 +169,8 @@ def _parser() -> argparse.ArgumentParser:
         default="none",
         help="with --to: ort fuses attention and the like for ONNX Runtime before replacing (%(default)s)",
     )
+    add_option(model)
+    ops.set_defaults(custom_op_library=())
     for kind in (ops, model):
         kind.add_argument("--rows", nargs="+", type=_size, metavar="BxT", help="batch x length, as 8x128")
         kind.add_argument("--provider", choices=list(PROVIDERS), default="cpu")

@@ -41,8 +41,8 @@ def leeways_of(
     """The leeway of every norm, from the names of those that see sinks and the channels of all.
 
     A stream, here all norms over as many channels, has sinks where one of its norms sees them. `coupled` None: all
-    norms of a model with such a stream couple MOST_COUPLED channels at most, those of others none. (Queries and keys have
-    no sinks, but with pure functions there a model that has them elsewhere is lost: docs/quality.md.) `fades`: a
+    norms of a model with such a stream couple MOST_COUPLED channels at most, those of others none. (Queries and keys
+    see no sinks, but with pure functions there a model that has them elsewhere is lost: docs/quality.md.) `fades`: a
     training follows in which channels fade to `coupled`; it begins with what the model needs if that is more.
     """
     streams = {channels[name] for name in massive}

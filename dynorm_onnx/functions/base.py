@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,6 +17,10 @@ DOMAIN_VERSION = 1
 
 # The part of a body that differs from function to function, for one opset and computing type.
 CoreScript = Callable[[values.Opset, int], onnx.FunctionProto]
+
+
+# (what it is of, the parameters) -> the core written out, a value of the argument's operators.
+CompactCore = Callable[..., Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +55,8 @@ class Function:
 
     `core(x, **parameters)` works in the dtype of its arguments; it rises with x and lies in
     [-1, 1]. `script(op, element_type)` is the same in standard operators: a function of x and the
-    parameters, all of that type (float32, or double in a double model).
+    parameters, all of that type (float32, or double in a double model). `compact(argument, **parameters)` writes it
+    for parameters that are known, see compact.py.
     """
 
     name: str  # "dyisru", as on the command line
@@ -58,6 +64,7 @@ class Function:
     parameter_names: tuple[str, ...]
     core: Callable[..., np.ndarray]
     script: CoreScript
+    compact: CompactCore
     # The parameters whose core has slope `steepness` (up to a constant) where x = -shift / steepness.
     from_steepness: Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]]
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 from onnx import TensorProto
 from onnxscript import script, values
 
 from dynorm_onnx.functions.base import DOMAIN, DOMAIN_VERSION, Function
+from dynorm_onnx.functions.compact import Argument, shifted, written
 from dynorm_onnx.functions.erf import erf, erf_nodes_double
 
 
@@ -31,9 +34,17 @@ def in_standard_operators(op: values.Opset, element_type: int) -> onnx.FunctionP
     return proto
 
 
+def compact(of: Argument, alpha: np.ndarray, shift: np.ndarray) -> Any:
+    """The core; in double by erf.py's operators."""
+    z = shifted(of.out, of.times(alpha), shift, "shifted")
+    if of.out.is_double:
+        return written(of.out, erf_nodes_double("z", "erf"), {"z": z})["erf"]
+    return of.out.op("Erf", [z], "core")
+
+
 def from_steepness(steepness: np.ndarray, shift: np.ndarray) -> dict[str, np.ndarray]:
     """alpha = steepness, and the shift as it is."""
     return {"alpha": steepness, "shift": shift}
 
 
-DERF = Function("derf", "Derf", ("alpha", "shift"), core, in_standard_operators, from_steepness)
+DERF = Function("derf", "Derf", ("alpha", "shift"), core, in_standard_operators, compact, from_steepness)

@@ -6,12 +6,15 @@ constant beta is the one approximation made.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
 from onnxscript import script, values
 
 from dynorm_onnx.functions.base import DOMAIN, DOMAIN_VERSION, Function
+from dynorm_onnx.functions.compact import FINITE_FLOAT32, Argument
 
 # In float32 x^2 must stay finite; the function reaches its limit long before this |x|. In double
 # x^2 is finite up to |x| = 1e154, and ONNX Runtime has no Clip in double before opset 12.
@@ -50,9 +53,19 @@ def in_standard_operators(op: values.Opset, element_type: int) -> onnx.FunctionP
     return chosen.to_function_proto()  # type: ignore[no-any-return]
 
 
+def compact(of: Argument, beta: np.ndarray) -> Any:
+    """The core of x or, in one root with the gain, of g x: x / sqrt(x^2 + beta (1 + sum_j c_j x_j^2))."""
+    if of.coupling is not None and of.largest_total(beta) > FINITE_FLOAT32:
+        of = of.gained()
+    x = of.x if of.out.is_double else of.bounded(LARGEST_FLOAT32)
+    square = of.out.op("Mul", [x, x], "square")
+    root = of.out.op("Sqrt", [of.out.op("Add", [square, of.total(beta)], "sum")], "root")
+    return of.out.op("Div", [x, root], "core")
+
+
 def from_steepness(steepness: np.ndarray, shift: np.ndarray) -> dict[str, np.ndarray]:
     """beta = 1 / steepness^2, which gives the core the slope `steepness` at zero."""
     return {"beta": steepness**-2.0}
 
 
-DYISRU = Function("dyisru", "DyISRU", ("beta",), core, in_standard_operators, from_steepness)
+DYISRU = Function("dyisru", "DyISRU", ("beta",), core, in_standard_operators, compact, from_steepness)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
+from dynorm_onnx.errors import ModelError
 from dynorm_onnx.graph.emit import add_initializer
 from dynorm_onnx.graph.fixed import without_constant_inputs
 from dynorm_onnx.graph.malformed import refuse_malformed
@@ -81,19 +82,31 @@ def _import_domains(model: ir.Model) -> None:
             function.opset_imports.setdefault("", function.opset_imports.pop("ai.onnx"))
 
 
-def _inline_norm_functions(model: ir.Model) -> None:
-    holders = _functions_with_norms(model)
-    if not holders:
-        return
-    for key in holders:
+def inline_functions(model: ir.Model, chosen: Collection[ir.OperatorIdentifier] | None = None) -> None:
+    """Puts the bodies of local functions, those `chosen` or by default all, in the place of the nodes that call them.
+
+    In place, in bodies too. Raises ModelError, naming the function, where that cannot be: a function that calls
+    itself, or one that takes a graph for an attribute.
+    """
+    for key in model.functions if chosen is None else chosen:
         # The inliner insists on equal versions. ONNX asks of a valid file that the operators in a
         # body mean the same in both; the one known breach, `axes` of reductions, is mended after.
         imports = model.functions[key].opset_imports
         imports.update({domain: model.opset_imports.get(domain, version) for domain, version in imports.items()})
-    InlinePass(criteria=lambda function: function.identifier() in holders)(model)
+    try:
+        InlinePass(criteria=lambda function: chosen is None or function.identifier() in chosen)(model)
+    except (ValueError, ir.passes.PassError, ir.passes.InvariantError) as error:
+        raise ModelError(f"a function of the file cannot be inlined: {error.__cause__ or error}") from error
     for node in model.graph.all_nodes():
         model.opset_imports.setdefault(node.domain, 1)
     _unshadow(model)
+    _mend_reductions(model)
+
+
+def _inline_norm_functions(model: ir.Model) -> None:
+    holders = _functions_with_norms(model)
+    if holders:
+        inline_functions(model, holders)
 
 
 def _unshadow(model: ir.Model) -> None:

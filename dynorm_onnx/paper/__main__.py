@@ -25,6 +25,7 @@ from dynorm_onnx.paper.plot import plot_experiment, plot_model
 from dynorm_onnx.paper.real_model import MAX_LENGTH, SAMPLES, compare_on_model
 from dynorm_onnx.paper.show import print_experiment, print_model
 from dynorm_onnx.plotting import require_matplotlib, save_figure
+from dynorm_onnx.runtime.user_libraries import add_option, registered
 from dynorm_onnx.terminal import use_safe_streams
 
 _FILE_WIDTH = 120
@@ -62,15 +63,16 @@ def _paper(options: argparse.Namespace) -> None:
 def _model(options: argparse.Namespace) -> None:
     if options.coupled < 0:
         raise UsageError(f"--coupled {options.coupled}: a number of channels, 0 for none")
-    comparison = compare_on_model(
-        options.model,
-        options.data,
-        tokenizer=options.tokenizer,
-        samples=options.samples,
-        max_length=options.max_length,
-        seed=options.seed,
-        coupled=options.coupled,
-    )
+    with registered(options.custom_op_library):
+        comparison = compare_on_model(
+            options.model,
+            options.data,
+            tokenizer=options.tokenizer,
+            samples=options.samples,
+            max_length=options.max_length,
+            seed=options.seed,
+            coupled=options.coupled,
+        )
     _tell(options, comparison.as_dict(), lambda console: print_model(comparison, console))
     if options.plot is not None:
         save_figure(plot_model(comparison), options.plot, "--plot")
@@ -92,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", type=Path, metavar="MODEL.onnx", help="compare on this model's own activations")
     parser.add_argument("--data", type=Path, help="as for dynorm_onnx.convert; default: self-written text")
     parser.add_argument("--tokenizer", type=Path, metavar="tokenizer.json", help="default: the one beside MODEL")
+    add_option(parser)
     parser.add_argument("--samples", type=int, default=SAMPLES, help="samples used (%(default)s)")
     parser.add_argument("--max-length", type=int, default=MAX_LENGTH, help="tokens a sample (%(default)s)")
     parser.add_argument(

@@ -41,6 +41,7 @@ def build_report(
         output=None if config.dry_run else config.output_path,
         to=config.to,
         method=config.method if calibrated else None,
+        inline=config.inline,
         optimize=config.optimize,
         version=importlib.metadata.version("dynorm-onnx"),
         sites=sites,

@@ -59,7 +59,8 @@ def print_report(report: Report, console: Console) -> None:
     for warning in report.warnings:
         _say(console, f"[yellow]warning:[/yellow] {escape(warning)}")
     if report.output:
-        _say(console, f"written: [bold]{escape(str(report.output))}[/bold]")
+        form = " in standard operators, without functions" if report.inline else ""
+        _say(console, f"written{form}: [bold]{escape(str(report.output))}[/bold]")
 
 
 def _say(console: Console, markup: str) -> None:

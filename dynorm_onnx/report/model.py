@@ -113,6 +113,7 @@ class Report:
     warnings: tuple[str, ...] = ()
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)  # by step
     peak_memory_mib: float | None = None
+    inline: bool = False  # whether the file was written in standard operators, without functions
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON object that the README documents; only plain Python types, and null for what is no finite number."""
@@ -121,6 +122,7 @@ class Report:
             "output": str(self.output) if self.output else None,
             "to": self.to,
             "method": self.method,
+            "inline": self.inline,
             "optimize": self.optimize,
             "version": self.version,
             "sites": [site.as_dict() for site in self.sites],

@@ -7,7 +7,7 @@ import logging
 import os
 import tempfile
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -20,6 +20,7 @@ from dynorm_onnx.errors import ModelError, ProviderError, UsageError
 from dynorm_onnx.runtime.arrays import first_line, run
 from dynorm_onnx.runtime.library import onnxruntime, preload_cuda
 from dynorm_onnx.runtime.placement import RECORD_PLACEMENT, check_placement
+from dynorm_onnx.runtime.user_libraries import register as register_user_libraries
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ _SPINNING = "session.intra_op.allow_spinning"
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 _LARGEST_MESSAGE = 2**31 - 2**24  # protobuf's 2 GiB, with room for the nodes
 _ERROR, FATAL = 3, 4  # ONNX Runtime's log severities
+_UNKNOWN_OPERATOR = "is not a registered function/op"  # of ONNX Runtime's message
 
 
 def make_session(
@@ -51,6 +53,7 @@ def make_session(
     arena: bool = True,
     log_severity: int = _ERROR,
     provider_options: Mapping[str, str] | None = None,
+    custom_op_libraries: Sequence[str | os.PathLike[str]] = (),
 ) -> Any:
     """An onnxruntime.InferenceSession that runs on the provider asked for.
 
@@ -67,10 +70,12 @@ def make_session(
             one run needs.
         log_severity: the least severity that ONNX Runtime itself writes to stderr (2 warnings, 3 errors).
         provider_options: options of the provider, as ONNX Runtime names them ({"use_tf32": "0"}).
+        custom_op_libraries: files of other libraries whose operators the model has. Those that
+            user_libraries.registered() names are registered in any case.
 
     Raises:
-        UsageError: no ONNX Runtime is installed, an argument is out of range, or kernels=True and the
-            library cannot serve the provider.
+        UsageError: no ONNX Runtime is installed, an argument is out of range, kernels=True and the library cannot
+            serve the provider, or a file of custom_op_libraries is missing or is no such library.
         ProviderError: the provider is not there, or nodes that it must take were placed elsewhere.
         ModelError: ONNX Runtime cannot load the model.
     """
@@ -87,6 +92,7 @@ def make_session(
         options.add_session_config_entry(_SPINNING, "0")
     _require_provider(provider)
     _register_kernels(options, provider, kernels)
+    register_user_libraries(options, custom_op_libraries)
     source = _loadable(model)
     if source.weights_folder is not None:
         options.add_session_config_entry(_WEIGHTS_FOLDER, str(source.weights_folder))
@@ -96,7 +102,8 @@ def make_session(
         providers = [(first, dict(provider_options or {})), *rest]
         made = ort.InferenceSession(source.content, options, providers=providers, enable_fallback=0)
     except Exception as error:  # ONNX Runtime's exceptions have no common base class
-        raise ModelError(f"ONNX Runtime cannot load {source.name}: {first_line(error)}") from error
+        hint = "; register its library: --custom-op-library" if _UNKNOWN_OPERATOR in str(error) else ""
+        raise ModelError(f"ONNX Runtime cannot load {source.name}: {first_line(error)}{hint}") from error
     if source.temporary is not None:
         weakref.finalize(made, source.temporary.cleanup)
     if PROVIDERS[provider][0] not in made.get_providers():
@@ -108,16 +115,22 @@ def make_session(
     return made
 
 
-def session(model: Model, provider: Provider = "cpu", *, threads: int | None = None) -> Any:
+def session(
+    model: Model,
+    provider: Provider = "cpu",
+    *,
+    threads: int | None = None,
+    custom_op_libraries: Sequence[str | os.PathLike[str]] = (),
+) -> Any:
     """An onnxruntime.InferenceSession of a (converted) model, with our kernels where they can be had.
 
     The custom-op library is registered when it can serve the provider; otherwise ONNX Runtime runs the
-    standard operators of the function bodies that the file carries. The log says which. Raises what
-    make_session() raises.
+    standard operators of the function bodies that the file carries. The log says which. `custom_op_libraries` are files
+    of other libraries whose operators the model has. Raises what make_session() raises.
     """
     speed = "with the custom-op library" if has_kernels(provider) else "by the function bodies"
     log.info("dynorm operators run %s on %s", speed, provider)
-    return make_session(model, provider=provider, threads=threads)
+    return make_session(model, provider=provider, threads=threads, custom_op_libraries=custom_op_libraries)
 
 
 def run_model(model: onnx.ModelProto | ir.Model, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:

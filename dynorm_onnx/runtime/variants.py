@@ -3,8 +3,9 @@
 - original: the file as it was given, under ONNX Runtime's full optimisation;
 - original-fused: the original at its best, which is the faster of that and of the file that onnxscript's
   `optimize_for_ort` makes of it (torch.onnx spells RMSNorm in a way that ONNX Runtime does not fuse itself);
-- converted: the converted file as any ONNX Runtime runs it, the functions' bodies inlined;
-- converted-kernels: the same file with the custom-op library registered, where it is installed.
+- converted: the converted file as an ONNX Runtime without our library runs it, the functions' bodies inlined;
+- converted-kernels: the same file with the custom-op library registered, where it is installed and the file has nodes
+  for it: one that was written in standard operators has none.
 """
 
 from __future__ import annotations
@@ -15,7 +16,12 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import onnx
+import onnx_ir as ir
+
 from dynorm_onnx.errors import DynormError
+from dynorm_onnx.graph.model_io import load
+from dynorm_onnx.graph.rewrite import count_replacements
 from dynorm_onnx.runtime.arrays import Feeds
 from dynorm_onnx.runtime.fuse import fuse_for_ort, same_outputs
 from dynorm_onnx.runtime.session import Model, Provider, has_kernels, make_session
@@ -33,14 +39,14 @@ def make_variants(
 
     `original-fused` is the session of the rewritten file here, and missing where onnxscript could not
     rewrite it or changed its outputs on `feeds`; time_model() chooses the better of it and `original`.
-    `converted-kernels` is missing where no library serves the provider.
+    `converted-kernels` is missing where no library serves the provider, or no node is one of its operators.
     """
     sessions = {ORIGINAL: make_session(original, provider=provider, kernels=False, threads=threads)}
     fused = _fused_session(original, sessions[ORIGINAL], feeds, provider, threads)
     if fused is not None:
         sessions[FUSED] = fused
     sessions[CONVERTED] = make_session(converted, provider=provider, kernels=False, threads=threads)
-    if has_kernels(provider):
+    if has_kernels(provider) and _has_replacements(converted):
         sessions[KERNELS] = make_session(converted, provider=provider, kernels=True, threads=threads)
     return sessions
 
@@ -69,6 +75,14 @@ def time_model(
     best = min((timings[name] for name in (ORIGINAL, FUSED) if name in timings), key=lambda t: t.median_ms)
     timings[FUSED] = dataclasses.replace(best, variant=FUSED)
     return tuple(timings[name] for name in (ORIGINAL, FUSED, CONVERTED, KERNELS) if name in timings)
+
+
+def _has_replacements(model: Model) -> bool:
+    if isinstance(model, bytes):
+        model = onnx.ModelProto.FromString(model)
+    if isinstance(model, onnx.ModelProto):
+        model = ir.from_proto(model)
+    return count_replacements(model if isinstance(model, ir.Model) else load(model)) > 0
 
 
 def _fused_session(original: Model, plain: Any, feeds: Feeds, provider: Provider, threads: int | None) -> Any | None:

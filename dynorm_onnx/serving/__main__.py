@@ -30,6 +30,7 @@ from dynorm_onnx.config import METHODS, PROVIDERS, ConvertConfig
 from dynorm_onnx.errors import DataError, DynormError, UsageError
 from dynorm_onnx.pipeline import TARGETS
 from dynorm_onnx.report import print_report
+from dynorm_onnx.runtime.user_libraries import add_option
 from dynorm_onnx.serving.genai import convert_genai_folder
 from dynorm_onnx.serving.kubernetes import IMAGE, Deployment, ScaleOn, triton_manifest
 from dynorm_onnx.serving.load import PROTOCOLS, measure_latency
@@ -187,6 +188,7 @@ def _add_genai(parser: argparse.ArgumentParser) -> None:
     add("--method", choices=METHODS, default=defaults["method"], help="(%(default)s)")
     for knob, effect in (("--only", "replace only sites that match"), ("--keep", "leave sites that match")):
         add(knob, action="append", default=[], metavar="PATTERN", help=f"{effect}: a glob or re:..., repeatable")
+    add("--inline", action="store_true", help="write standard operators only; the library is left out")
     add("--max-kl", type=float, metavar="X", help="write nothing above this mean KL, nats")
     add("--max-error", type=float, metavar="X", help="write nothing above this relative error")
     add("--provider", choices=PROVIDERS, default=defaults["provider"], help="to convert on (%(default)s)")
@@ -240,6 +242,7 @@ def _add_bench_genai(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_no_library(parser: argparse.ArgumentParser) -> None:
+    add_option(parser)
     parser.add_argument("--no-library", dest="library", action="store_false", help="run by the function bodies")
 
 

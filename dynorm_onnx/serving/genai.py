@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +49,11 @@ def convert_genai_folder(
     Args:
         folder: with genai_config.json, the decoder that it names, and tokenizer.json where text is calibrated on.
         output: the new folder; it must not be there yet.
-        library: put the custom-op library in the folder and name it; without, the function bodies run.
+        library: put the custom-op library in the folder and name it; without, the function bodies run. A decoder in
+            standard operators (`inline`) has no use for it.
         progress: as of convert_model().
-        knobs: those of convert_model(), but for `output`: to, data, samples, method, ...
+        knobs: those of convert_model(), but for `output`: to, data, samples, method, ... Of `custom_op_library` the
+            folder can name one, and then ours is left out; one that it names already is registered without being given.
 
     Returns:
         The report of the conversion.
@@ -66,7 +68,8 @@ def convert_genai_folder(
     source, target = Path(folder), Path(output)
     config = _read_config(source)
     decoder = _decoder_file(source, config)
-    library_file = _library(config) if library else None
+    given, knobs["custom_op_library"] = _own_library(source, config, knobs.get("custom_op_library") or ())
+    library_file = given if given is not None else _library(config) if library and not knobs.get("inline") else None
     if knobs.get("tokenizer") is None and (source / "tokenizer.json").is_file():
         knobs["tokenizer"] = source / "tokenizer.json"
     with new_folder(target) as working:
@@ -75,9 +78,10 @@ def convert_genai_folder(
         written.parent.mkdir(parents=True, exist_ok=True)
         report = convert_model(decoder, output=written, progress=progress, **knobs)
         if library_file is not None:
-            shutil.copyfile(library_file, working / LIBRARY_NAME)
+            name = library_file.name if given is not None else LIBRARY_NAME
+            shutil.copyfile(library_file, working / name)
             decoder_config = config["model"]["decoder"]
-            decoder_config["session_options"] = {**_session_options(config), LIBRARY_KEY: LIBRARY_NAME}
+            decoder_config["session_options"] = {**_session_options(config), LIBRARY_KEY: name}
         (working / CONFIG).write_text(json.dumps(config, indent=4, ensure_ascii=False) + "\n", encoding="utf-8")
     return dataclasses.replace(report, output=target / decoder.relative_to(source))
 
@@ -133,6 +137,22 @@ def _providers(options: dict[str, Any]) -> list[str]:
             "objects"
         )
     return [name.lower() for entry in given for name in entry or ()]
+
+
+def _own_library(
+    folder: Path, config: dict[str, Any], given: Sequence[str | os.PathLike[str]]
+) -> tuple[Path | None, tuple[Path, ...]]:
+    """(the library of the decoder's own operators that goes into the folder, those to register while converting)."""
+    files = tuple(map(Path, [given] if isinstance(given, str | os.PathLike) else given))
+    named = _session_options(config).get(LIBRARY_KEY)
+    if len(files) > 1 or (files and named):
+        others = ", ".join(map(str, [*([named] if named else []), *files]))
+        raise UsageError(f"--custom-op-library: {CONFIG} can name only one library, and these are {others}")
+    if files:
+        log.warning("%s can name one library, and that is %s: the functions run by their bodies", CONFIG, files[0].name)
+        return files[0], files
+    its_own = folder / str(named) if named and Path(str(named)).name != LIBRARY_NAME else None
+    return None, (its_own,) if its_own is not None and its_own.is_file() else ()
 
 
 def _library(config: dict[str, Any]) -> Path | None:

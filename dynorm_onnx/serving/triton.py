@@ -1,16 +1,19 @@
 """A Triton model repository with an ONNX model: model, weights, library, config.pbtxt.
 
     REPO/NAME/config.pbtxt
-    REPO/NAME/1/model.onnx, model.onnx.data, libdynorm_ops.so (and model.py for the Python backend)
+    REPO/NAME/1/model.onnx, model.onnx.data, libdynorm_ops.so, the model's own libraries
+                (and model.py for the Python backend)
 
 The layout is Triton's (docs/user_guide/model_repository.md of triton-inference-server/server).
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -21,6 +24,7 @@ from dynorm_onnx.errors import ModelError, UsageError
 from dynorm_onnx.functions.base import DOMAIN
 from dynorm_onnx.graph import model_io
 from dynorm_onnx.runtime.session import has_kernels
+from dynorm_onnx.runtime.user_libraries import registered
 from dynorm_onnx.serving.config_pbtxt import KINDS, TritonConfig
 from dynorm_onnx.serving.folders import new_folder
 from dynorm_onnx.serving.tensors import ServedSignature, served_signature
@@ -50,6 +54,7 @@ def write_triton_model(
     max_delay_us: int = 100,
     threads: int = 0,
     library: bool = True,
+    custom_op_library: Sequence[str | os.PathLike[str]] = (),
     host_repository: str = HOST_REPOSITORY,
 ) -> Path:
     """Write REPOSITORY/NAME, a model that Triton loads; the model file itself is not changed.
@@ -66,14 +71,15 @@ def write_triton_model(
         max_delay_us: microseconds that a request waits for others to share a batch with.
         threads: within an operator, of each instance; 0 leaves the choice to ONNX Runtime.
         library: put the custom-op library beside a converted model and name it; without, the function bodies run.
+        custom_op_library: files of other libraries whose operators the model has; they go along and are registered.
         host_repository: the path of the repository inside the serving host: Triton loads the library by this path.
 
     Returns:
         The folder written.
 
     Raises:
-        ModelError: the model cannot be read or be served; the tensor is named. UsageError: a knob is out of range, or
-        the folder is there already; then nothing was written.
+        ModelError: the model cannot be read or be served; the tensor is named. UsageError: a knob is out of range, a
+        library cannot be loaded, or the folder is there already; then nothing was written.
     """
     source = Path(model)
     name = _checked_name(name if name is not None else source.stem)
@@ -81,7 +87,9 @@ def write_triton_model(
     loaded = model_io.load(source)
     signature = served_signature(loaded)
     _check_backend(backend, signature)
-    library_file = _library_for(provider) if library and _uses_dynorm(loaded) else None
+    libraries = _by_name(custom_op_library)
+    if library and _uses_dynorm(loaded) and (ours := _library_for(provider)) is not None:
+        libraries[LIBRARY_NAME] = ours
     config = TritonConfig(
         name=name,
         backend=backend,
@@ -91,15 +99,15 @@ def write_triton_model(
         provider=provider,
         instances=instances,
         max_delay_us=max_delay_us,
-        libraries=_host_paths(host_repository, name) if library_file and backend == "onnxruntime" else (),
-        parameters=_parameters(backend, provider, threads),
+        libraries=_host_paths(host_repository, name, libraries) if backend == "onnxruntime" else (),
+        parameters=_parameters(backend, provider, threads, [file for file in libraries if file != LIBRARY_NAME]),
     )
     with new_folder(Path(repository) / name) as folder:
         version = folder / _VERSION
         version.mkdir()
         _put_model(loaded, source, version / _MODEL)
-        if library_file is not None:
-            shutil.copyfile(library_file, version / LIBRARY_NAME)
+        for file, source_file in libraries.items():
+            shutil.copyfile(source_file, version / file)
         if backend == "python":
             shutil.copyfile(_PROGRAM, version / "model.py")
         (folder / "config.pbtxt").write_text(config.text(), encoding="utf-8")
@@ -148,6 +156,20 @@ def _library_for(provider: str) -> Path | None:
     return path
 
 
+def _by_name(files: Sequence[str | os.PathLike[str]]) -> dict[str, Path]:
+    """The user's libraries, which must load, by the names that they have beside the model."""
+    with registered(files):
+        pass
+    found: dict[str, Path] = {}
+    for path in map(Path, files):
+        if path.name in (*found, LIBRARY_NAME, _MODEL, "model.py"):
+            raise UsageError(
+                f"--custom-op-library {path}: another file of the folder is called {path.name} too: rename it"
+            )
+        found[path.name] = path
+    return found
+
+
 def _batch_size(signature: ServedSignature, asked: int | None) -> int:
     if asked is None:
         return DEFAULT_BATCH if signature.shares_batch else 0
@@ -158,17 +180,19 @@ def _batch_size(signature: ServedSignature, asked: int | None) -> int:
     return asked
 
 
-def _host_paths(host_repository: str, name: str) -> tuple[str, ...]:
-    if not host_repository.startswith("/"):
+def _host_paths(host_repository: str, name: str, libraries: Iterable[str]) -> tuple[str, ...]:
+    files = tuple(libraries)
+    if files and not host_repository.startswith("/"):
         raise UsageError(
             f"--host-repository {host_repository!r} must be an absolute path: Triton loads the library by it as given"
         )
-    return (str(PurePosixPath(host_repository) / name / _VERSION / LIBRARY_NAME),)
+    return tuple(str(PurePosixPath(host_repository) / name / _VERSION / file) for file in files)
 
 
-def _parameters(backend: str, provider: str, threads: int) -> dict[str, str]:
+def _parameters(backend: str, provider: str, threads: int, libraries: Sequence[str]) -> dict[str, str]:
     if backend == "python":
-        return {"provider": provider, "threads": str(threads)}
+        named = {"custom_op_libraries": json.dumps(libraries)} if libraries else {}
+        return {"provider": provider, "threads": str(threads), **named}
     return {"intra_op_thread_count": str(threads)} if threads else {}
 
 

@@ -72,33 +72,37 @@ def _open(folder: Path, parameters: dict[str, str], device: int) -> Any:
     model, provider = folder / "model.onnx", parameters["provider"]
     threads = int(parameters["threads"]) or None
     library = folder / LIBRARY
+    others = [str(folder / name) for name in json.loads(parameters.get("custom_op_libraries", "[]"))]
     if device == 0:
         try:
-            made = _our_session(model, library, provider, threads)
+            made = _our_session(model, library, others, provider, threads)
             pb_utils.Logger.log_info(f"{model}: opened by dynorm_onnx")
             return made
         except ImportError:
             pass
     pb_utils.Logger.log_info(f"{model}: opened by plain ONNX Runtime")
-    return _plain_session(model, library, provider, threads, device)
+    return _plain_session(model, library, others, provider, threads, device)
 
 
-def _our_session(model: Path, library: Path, provider: str, threads: int | None) -> Any:
+def _our_session(model: Path, library: Path, others: list[str], provider: str, threads: int | None) -> Any:
     if library.is_file():
         os.environ.setdefault("DYNORM_LIBRARY", str(library))
     from dynorm_onnx.runtime.session import make_session
 
-    return make_session(model, provider=provider, kernels=None if library.is_file() else False, threads=threads)
+    kernels = None if library.is_file() else False
+    return make_session(model, provider=provider, kernels=kernels, threads=threads, custom_op_libraries=others)
 
 
-def _plain_session(model: Path, library: Path, provider: str, threads: int | None, device: int) -> Any:
+def _plain_session(
+    model: Path, library: Path, others: list[str], provider: str, threads: int | None, device: int
+) -> Any:
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     if threads is not None:
         options.intra_op_num_threads = threads
-    if library.is_file():
-        options.register_custom_ops_library(str(library))
+    for path in [*([str(library)] if library.is_file() else []), *others]:
+        options.register_custom_ops_library(path)
     providers: list[Any] = ["CPUExecutionProvider"]
     if provider == "cuda":
         providers.insert(0, ("CUDAExecutionProvider", {"device_id": device}))

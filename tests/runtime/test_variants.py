@@ -10,9 +10,15 @@ import onnx_ir as ir
 import onnxscript.rewriter.ort_fusions as ort_fusions
 from onnx import parser
 
+from dynorm_onnx.functions import NormParameters
+from dynorm_onnx.graph.inline import inlined
+from dynorm_onnx.graph.lower import lower
+from dynorm_onnx.graph.prepare import prepare
+from dynorm_onnx.graph.rewrite import replace
+from dynorm_onnx.graph.sites import find_sites
 from dynorm_onnx.runtime import variants
 from dynorm_onnx.runtime.placement import placement
-from dynorm_onnx.runtime.session import has_kernels
+from dynorm_onnx.runtime.session import has_kernels, run_model
 from dynorm_onnx.runtime.timing import Timing
 from dynorm_onnx.runtime.variants import CONVERTED, FUSED, KERNELS, ORIGINAL, make_variants, time_model
 
@@ -48,13 +54,24 @@ def is_fused(session) -> bool:
 def test_the_variants_of_a_file_and_of_a_model_in_memory(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     onnx.save(rms_norm(), path)
-    expected = {ORIGINAL, FUSED, CONVERTED} | ({KERNELS} if has_kernels("cpu") else set())
     given = ir.load(path)
     for original in (path, rms_norm(), rms_norm().SerializeToString(), given):
         sessions = make_variants(original, path, FEEDS)
-        assert set(sessions) == expected
+        assert set(sessions) == {ORIGINAL, FUSED, CONVERTED}
         assert is_fused(sessions[FUSED])
     assert next(node.op_type for node in given.graph) == "Pow", "the original is not changed"
+
+
+def test_the_library_is_timed_where_a_node_is_one_of_its_operators(tmp_path: Path) -> None:
+    model = ir.from_proto(rms_norm())
+    (norm,) = lower(prepared := prepare(model), find_sites(prepared, run=run_model).sites)
+    scalars = {"beta": np.ones(1)}
+    replace(prepared, norm, "dyisru", NormParameters(norm.weight, np.zeros(16), scalars))
+    path = tmp_path / "m.onnx"
+    ir.save(prepared, path)
+    for converted in (path, prepared, ir.to_proto(prepared), path.read_bytes()):
+        assert (KERNELS in make_variants(rms_norm(), converted, FEEDS)) == has_kernels("cpu")
+    assert KERNELS not in make_variants(rms_norm(), inlined(prepared), FEEDS)
 
 
 def test_a_fusion_that_changes_the_outputs_is_left(monkeypatch) -> None:

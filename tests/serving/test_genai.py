@@ -124,6 +124,16 @@ def test_config_and_files(original: Path, with_library: Path, without_library: P
         assert (with_library / name).read_bytes() == (original / name).read_bytes()
 
 
+def test_a_decoder_in_standard_operators_needs_no_library(original: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "inlined"
+    report = convert_genai_folder(original, folder, data=TEXT, inline=True, **QUICK)
+    decoder = onnx.load(folder / "model.onnx", load_external_data=False)
+    assert not decoder.functions and "dynorm" not in {entry.domain for entry in decoder.opset_import}
+    assert not list(folder.glob("*.so")) and "custom_ops_library" not in (folder / "genai_config.json").read_text()
+    (warning,) = (warning for warning in report.warnings if warning.startswith("--inline"))
+    assert warning.endswith("com.microsoft.GroupQueryAttention")
+
+
 def test_external_weights_are_written_anew_and_those_of_others_kept(original: Path, tmp_path: Path) -> None:
     source = Path(shutil.copytree(original, tmp_path / "source"))
     decoder = onnx.load(source / "model.onnx")

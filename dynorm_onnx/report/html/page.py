@@ -79,7 +79,10 @@ def _subtitle(report: Report) -> str:
     if report.output is None:
         return f"A look at <code>{escape(str(report.model))}</code>: nothing was converted, nothing written."
     method = f" by the method “{escape(report.method)}”" if report.method else ""
-    return f"<code>{escape(str(report.model))}</code>{method}, written to <code>{escape(str(report.output))}</code>"
+    form = " in standard operators, without functions" if report.inline else ""
+    return (
+        f"<code>{escape(str(report.model))}</code>{method}, written to <code>{escape(str(report.output))}</code>{form}"
+    )
 
 
 def _embedded(report: Report) -> str:
@@ -179,7 +182,7 @@ def _speed(report: Report) -> str:
     columns = ("variant", "provider", "runs", "median, ms", "10 %", "90 %", "speed")
     text = (
         "One batch in ONNX Runtime. “original-fused” is the original at its best, the fair one to compare with; "
-        "“converted-kernels” has this package's custom-op library registered, “converted” runs anywhere. Speed is "
+        "“converted-kernels” has this package's custom-op library registered, “converted” has not. Speed is "
         "relative to original-fused; above 1 is faster."
     )
     chart = _figure(figures.timing(report.timing), "Whiskers: 10 to 90 % of the runs.")

@@ -85,7 +85,7 @@ def _quality(report: Report) -> Iterator[Tile]:
 def _speed(report: Report) -> Iterator[Tile]:
     medians = {row.variant: row.median_ms for row in report.timing}
     fused = medians.get("original-fused")
-    for variant, name in (("converted-kernels", "speed with our kernels"), ("converted", "speed anywhere")):
+    for variant, name in (("converted-kernels", "speed with our kernels"), ("converted", "speed without the library")):
         if fused and variant in medians:
             note = f"{medians[variant]:.3g} ms; original at its best {fused:.3g} ms"
             yield name, f"{fused / medians[variant]:.2f} ×", note
