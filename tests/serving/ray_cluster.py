@@ -25,7 +25,6 @@ from typing import Any
 import pytest
 
 DEPLOY_SECONDS, READY_SECONDS = 180, 180
-_REPLICA = "ray::ServeReplica"  # how the processes call themselves
 _MARK = "DYNORM_TEST_CLUSTER"  # in the environment of every process that a cluster starts, however it was started
 # a dead node is known as such after five seconds, not after half a minute
 _SYSTEM = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 1000, "health_check_failure_threshold": 5}
@@ -74,9 +73,9 @@ class RayCluster:
         raise AssertionError(f"the application did not become ready:\n{said.stdout}{said.stderr}")
 
     def replicas(self, node: Any) -> set[int]:
-        """The processes of Serve's replicas on a node: children of its raylet."""
+        """The processes of Serve's replicas on a node, children of its raylet, that are done with their start."""
         raylets = {str(info.process.pid) for info in node.all_processes["raylet"]}
-        return {pid for pid in _marked(self._mark) if _command(pid).startswith(_REPLICA) and _parent(pid) in raylets}
+        return {pid for pid in _marked(self._mark) if _is_replica(_command(pid)) and _parent(pid) in raylets}
 
     def end_worker(self) -> None:
         """As if the machine's power were cut: no process of the worker has time for a word."""
@@ -128,6 +127,11 @@ def _marked(mark: str) -> list[int]:
 
 def _environment(pid: int) -> list[str]:
     return _read(pid, "environ").split("\0")
+
+
+def _is_replica(command: str) -> bool:
+    """By how Ray's workers call themselves: ray::CLASS, or ray::ACTOR:CLASS.METHOD while they run one."""
+    return command.startswith("ray::") and "ServeReplica" in command and "init" not in command
 
 
 def _parent(pid: int) -> str:
