@@ -233,7 +233,6 @@ PROVOKED: dict[str, dict[str, Provocation]] = {
         "no norm was found that could": lambda folder, _: make_untrained(without_norm(folder), "dyt"),
     },
     "bench/__main__.py": {
-        "is not HOST:PORT": lambda *_: serving._address("8000"),
         "is not a whole number above 0": lambda *_: bench._positive("0"),
         "is not a number of seconds above 0": lambda *_: bench._seconds("soon"),
         "is not a batch x length": lambda *_: bench._size("8"),
