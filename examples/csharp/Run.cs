@@ -23,7 +23,10 @@ public static class Run
                     Tensor<float> logits = results.First(result => result.Name == "logits").AsTensor<float>();
                     int vocabulary = logits.Dimensions[2];
                     for (int i = 0; i < tokens.Length; i++)
-                        Console.WriteLine(Enumerable.Range(0, vocabulary).OrderByDescending(j => logits[0, i, j]).First());
+                    {
+                        var best = Enumerable.Range(0, vocabulary).OrderByDescending(j => logits[0, i, j]).First();
+                        Console.WriteLine(best);
+                    }
                 }
             }
         }
