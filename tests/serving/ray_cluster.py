@@ -158,9 +158,11 @@ def main() -> None:
 
     config = Path(sys.argv[1]).absolute()
     port = yaml.safe_load(config.read_text())["http_options"]["port"]
-    with running(cpus=4) as cluster, contextlib.suppress(KeyboardInterrupt):
+    for each in (signal.SIGINT, signal.SIGTERM):  # the first is ignored behind a shell's &, the other ends us unswept
+        signal.signal(each, lambda *_: sys.exit())
+    with running(cpus=4) as cluster:
         cluster.deploy(config, f"http://127.0.0.1:{port}")
-        print(f"serving on 127.0.0.1:{port}; Ctrl-C ends it", flush=True)
+        print(f"serving on 127.0.0.1:{port}; Ctrl-C or kill ends it", flush=True)
         signal.pause()
 
 
