@@ -48,11 +48,10 @@ def missing() -> str | None:
 class RayCluster:
     """A head and a worker, each with processors for so many replicas of one."""
 
-    def __init__(self, mark: str, cpus: int) -> None:
+    def __init__(self, cpus: int) -> None:
         from ray.cluster_utils import Cluster
 
         each = {"include_dashboard": False, "no_monitor": True, "include_log_monitor": False, "num_cpus": cpus}
-        self._mark = mark
         self.nodes = Cluster(shutdown_at_exit=False)
         self.nodes.add_node(**each, _system_config=_SYSTEM)
         self.worker: Any = self.nodes.add_node(**each)
@@ -74,11 +73,11 @@ class RayCluster:
 
     def replicas(self, node: Any) -> set[int]:
         """The processes of Serve's replicas on a node, children of its raylet, that are done with their start."""
-        raylets = {str(info.process.pid) for info in node.all_processes["raylet"]}
-        return {pid for pid in _marked(self._mark) if _is_replica(_command(pid)) and _parent(pid) in raylets}
+        return {pid for pid in _family(_raylets(node)) if _is_replica(_command(pid))}
 
     def end_worker(self) -> None:
         """As if the machine's power were cut: no process of the worker has time for a word."""
+        _kill(_family(_raylets(self.worker)))
         self.nodes.remove_node(self.worker, allow_graceful=False)
 
 
@@ -95,34 +94,53 @@ def running(cpus: int = 1) -> Iterator[RayCluster]:
             patch.setenv(name, value)
         patch.setenv("PYTHONPATH", os.pathsep.join(path for path in (str(Path.cwd()), *sys.path) if path))
         try:
-            yield RayCluster(mark, cpus)
+            yield RayCluster(cpus)
         finally:
             _end(mark)
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def left_behind() -> list[int]:
-    """Processes that carry the mark of any cluster of this file."""
-    return _marked(f"{_MARK}=")
-
-
 def _end(mark: str) -> None:
+    """Kill what carries the mark, and its descendants: some of them write over their environment."""
+    known: set[int] = set()
     for _ in range(100):  # what starts another while we look is seen the next time
-        pids = _marked(mark)
-        if not pids:
+        known |= _family(_marked(mark))
+        left = {pid for pid in known if _command(pid)}  # one that has ended has none
+        if not left:
             return
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, 0)
+        _kill(left)
         time.sleep(0.05)
-    raise AssertionError(f"processes of the cluster are left: {pids}")
+    raise AssertionError(f"processes of the cluster are left: {left}")
 
 
-def _marked(mark: str) -> list[int]:
-    pids = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
-    return [pid for pid in pids if pid != os.getpid() and any(each.startswith(mark) for each in _environment(pid))]
+def _kill(pids: set[int]) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    for pid in pids:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, 0)
+
+
+def _marked(mark: str) -> set[int]:
+    return {pid for pid in _processes() if pid != os.getpid() and mark in _environment(pid)}
+
+
+def _raylets(node: Any) -> set[int]:
+    return {info.process.pid for info in node.all_processes["raylet"]}
+
+
+def _family(pids: set[int]) -> set[int]:
+    """Processes with all of their descendants."""
+    parents = {pid: _parent(pid) for pid in _processes()}
+    found = set(pids)
+    while further := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= further
+    return found
+
+
+def _processes() -> list[int]:
+    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
 
 
 def _environment(pid: int) -> list[str]:
@@ -134,9 +152,10 @@ def _is_replica(command: str) -> bool:
     return command.startswith("ray::") and "ServeReplica" in command and "init" not in command
 
 
-def _parent(pid: int) -> str:
-    """Its process id; "" of one that has ended."""
-    return " ".join(_read(pid, "stat").rpartition(")")[2].split()[1:2])
+def _parent(pid: int) -> int:
+    """Its process id; 0 of one that has ended."""
+    fields = _read(pid, "stat").rpartition(")")[2].split()
+    return int(fields[1]) if fields else 0
 
 
 def _command(pid: int) -> str:
