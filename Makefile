@@ -28,13 +28,13 @@ $(VENV)/.test: $(VENV)/.demo
 	touch $@
 
 # Its own environment, for tritonclient's bounds on others' versions. nvidia-pytriton only brings the Triton server
-# program; what its Python code depends on is left out, NumPy below 2 among it.
+# program; what its Python code depends on is left out, NumPy below 2 among it. Of kserve only the files are read.
 $(VENV)/.serving: $(VENV)/.demo constraints-serving.txt
 	$(PYTHON) -m venv $(VENV)/serving
 	$(SERVING) -m pip install --quiet --upgrade pip
-	$(SERVING) -m pip install --quiet -c constraints-serving.txt -e ".[cpu,text,serving]" \
+	$(SERVING) -m pip install --quiet -c constraints-serving.txt -e ".[cpu,text,serving,ray]" \
 	    pytest hypothesis kubernetes-validate
-	$(SERVING) -m pip install --quiet -c constraints-serving.txt --no-deps nvidia-pytriton
+	$(SERVING) -m pip install --quiet -c constraints-serving.txt --no-deps nvidia-pytriton kserve
 	touch $@
 
 demo: $(VENV)/.demo

@@ -278,6 +278,9 @@ TABLE: dict[str, dict[str, str]] = {
         "already, and can name only one: convert": "serving/test_genai.py::test_folders_that_cannot_be_converted",
         "is no ONNX Runtime GenAI folder:": "serving/test_command_line.py::test_errors_are_sentences",
     },
+    "serving/kserve.py": {
+        ": KServe scales on": "serving/test_kserve.py::test_what_kserve_cannot_do_is_refused",
+    },
     "serving/kubernetes.py": {
         "is no model repository: it holds no": "serving/test_command_line.py::test_errors_are_sentences",
         "is not cpu=PERCENT or METRIC=QUANTITY": "serving/test_command_line.py::test_errors_are_sentences",
@@ -291,6 +294,33 @@ TABLE: dict[str, dict[str, str]] = {
         "asking a Triton server needs": "serving/test_command_line.py::test_a_missing_extra_is_named",
         "no Triton server answers at": "serving/test_command_line.py::test_no_server_is_a_sentence",
     },
+    "serving/model_files.py": {
+        "--max-batch-size must be at least 0, not": "serving/test_triton.py::test_knobs_are_checked",
+    },
+    "serving/open_inference.py": {
+        ", and the body has": "serving/test_open_inference.py::test_a_length_that_is_none",
+        "the body is no request of the Open": "serving/test_open_inference.py::test_what_makes_no_sense_is_named",
+        "the model has no output": "serving/test_open_inference.py::test_what_makes_no_sense_is_named",
+        "the inputs have different numbers of": "serving/test_open_inference.py::test_samples_that_no_batch_can_hold",
+        "samples are more than max_batch_size": "serving/test_open_inference.py::test_samples_that_no_batch_can_hold",
+        "is not finite, which JSON cannot say": "serving/test_open_inference.py::test_json_cannot_say_what_is_not_finite",
+        "the model has no input": "serving/test_open_inference.py::test_what_makes_no_sense_is_named",
+        "bytes are left": "serving/test_open_inference.py::test_what_makes_no_sense_is_named",
+        "the request lacks the input": "serving/test_open_inference.py::test_what_makes_no_sense_is_named",
+        "is …, and the model takes …": "serving/test_open_inference.py::test_what_makes_no_sense_is_named",
+        "is no shape": "serving/test_open_inference.py::test_what_makes_no_sense_is_named",
+        "has the shape": "serving/test_open_inference.py::test_what_makes_no_sense_is_named",
+        "its data is no array of": "serving/test_open_inference.py::test_what_makes_no_sense_is_named",
+        "values do not make the shape": "serving/test_open_inference.py::test_what_makes_no_sense_is_named",
+    },
+    "serving/ray_serve.py": {
+        "is not one of": "serving/test_ray_serve.py::test_knobs_are_checked",
+        ": there must be at least 1, and no": "serving/test_ray_serve.py::test_knobs_are_checked",
+        "must be above 0, not": "serving/test_ray_serve.py::test_knobs_are_checked",
+        "must be at least 0, not": "serving/test_ray_serve.py::test_knobs_are_checked",
+        "must be an absolute path: replicas open": "serving/test_ray_serve.py::test_a_folder_on_the_nodes_is_absolute",
+        ": a Ray application takes numbers and": "serving/test_ray_serve.py::test_what_has_no_numbers_in_numpy_is_named",
+    },
     "serving/speed.py": {
         "onnxruntime-genai cannot load": "serving/test_genai.py::test_speed_is_measured_in_turn",
     },
@@ -303,7 +333,6 @@ TABLE: dict[str, dict[str, str]] = {
     "serving/triton.py": {
         "another file of the folder is called": "serving/test_own_libraries.py::test_two_files_of_one_name",
         "--threads must be at least 0, not": "serving/test_triton.py::test_knobs_are_checked",
-        "--max-batch-size must be at least 0, not": "serving/test_triton.py::test_knobs_are_checked",
         "is not one of": "serving/test_triton.py::test_knobs_are_checked",
         "… must be at least …, not …": "serving/test_triton.py::test_knobs_are_checked",
         ", which cannot be handed to Python: use": "serving/test_triton.py::test_what_numpy_cannot_hand_over_is_named",

@@ -27,7 +27,7 @@ from dynorm_onnx.report import html
 from dynorm_onnx.runtime import arrays, placement, session, timing
 from dynorm_onnx.runtime.library import onnxruntime
 from dynorm_onnx.serving import __main__ as serving
-from dynorm_onnx.serving import genai, load, speed, triton
+from dynorm_onnx.serving import genai, load, model_files, speed, triton
 from dynorm_onnx.serving.folders import new_folder
 from dynorm_onnx.serving.kubernetes import Deployment
 from dynorm_onnx.serving.tensors import ServedSignature, ServedTensor
@@ -265,6 +265,7 @@ PROVOKED: dict[str, dict[str, Provocation]] = {
         "of the model to be timed has no feed": lambda *_: timing.bind(failing(), {"x": FAILING["x"]}),
 "the model cannot be timed, for it fails": lambda *_: timing.bind(failing(), FAILING)},
     "serving/__main__.py": {
+        "is not HOST:PORT": lambda *_: serving._address("8000"),
         "is not a whole number above 0": lambda *_: serving._positive("-1"),
         ": cannot be written": manifest,
         "cannot be read as an .npz of arrays": lambda folder, _: serving._feeds(cut_short(folder)),
@@ -283,9 +284,8 @@ PROVOKED: dict[str, dict[str, Provocation]] = {
     "serving/tensors.py": {
         "--max-batch-size": lambda *_: ServedSignature((ServedTensor("x", "FP32", (2,), 2),), ()).check_batch(4),
     },
-    "serving/triton.py": {
-        "a model's name is the name": lambda *_: triton._checked_name("a/b"),
-"must be an absolute path": lambda *_: triton._host_paths("models", "m", ["lib.so"])},
+    "serving/model_files.py": {"a model's name is the name": lambda *_: model_files.checked_name("a/b")},
+    "serving/triton.py": {"must be an absolute path": lambda *_: triton._host_paths("models", "m", ["lib.so"])},
     "within_bounds.py": {
         "cannot be met, even with only": without_bound,
         "has no output of logits": lambda folder, _: convert_model(written(folder), data=DATA, max_kl=1.0),

@@ -2,7 +2,9 @@
 
     python -m dynorm_onnx.serving triton model.dyisru.onnx -o models --name lm
     python -m dynorm_onnx.serving genai FOLDER -o FOLDER.dyisru
+    python -m dynorm_onnx.serving ray model.dyisru.onnx -o APP
     python -m dynorm_onnx.serving kubernetes models -o triton.yaml
+    python -m dynorm_onnx.serving kserve models -o inference_service.yaml
     python -m dynorm_onnx.serving bench triton lm
     python -m dynorm_onnx.serving bench genai FOLDER FOLDER.dyisru
 
@@ -17,7 +19,7 @@ import json
 import logging
 import sys
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +34,13 @@ from dynorm_onnx.pipeline import TARGETS
 from dynorm_onnx.report import print_report
 from dynorm_onnx.runtime.user_libraries import add_option
 from dynorm_onnx.serving.genai import convert_genai_folder
+from dynorm_onnx.serving.kserve import inference_service
 from dynorm_onnx.serving.kubernetes import IMAGE, Deployment, ScaleOn, triton_manifest
 from dynorm_onnx.serving.load import PROTOCOLS, measure_latency
+from dynorm_onnx.serving.model_files import DEFAULT_BATCH
+from dynorm_onnx.serving.ray_serve import LISTEN, RayDeployment, write_ray_application
 from dynorm_onnx.serving.speed import measure_speed
-from dynorm_onnx.serving.triton import BACKENDS, DEFAULT_BATCH, HOST_REPOSITORY, write_triton_model
+from dynorm_onnx.serving.triton import BACKENDS, HOST_REPOSITORY, write_triton_model
 from dynorm_onnx.serving.yaml_text import yaml_documents
 from dynorm_onnx.terminal import log_handler, print_error, use_safe_streams
 
@@ -79,11 +84,19 @@ def _genai(options: dict[str, Any], errors: Console) -> None:
         print_report(report, _stdout())
 
 
+def _ray(options: dict[str, Any], errors: Console) -> None:
+    fields = {field.name for field in dataclasses.fields(RayDeployment)} & set(options)
+    options["replicas"] = tuple(options["replicas"])
+    deployment = RayDeployment(**{name: options.pop(name) for name in fields})
+    print(write_ray_application(options.pop("model"), options.pop("output"), deployment=deployment, **options))
+
+
 def _kubernetes(options: dict[str, Any], errors: Console) -> None:
     repository, output = options.pop("repository"), options.pop("output")
     least, most = options.pop("replicas")
     options["scale_on"] = ScaleOn.parse(options["scale_on"])
-    text = yaml_documents(triton_manifest(repository, Deployment(replicas=(least, most), **options)))
+    objects = options.pop("objects")
+    text = yaml_documents(objects(repository, Deployment(replicas=(least, most), **options)))
     if output is None:
         print(text, end="")
         return
@@ -137,10 +150,14 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m dynorm_onnx.serving", description="Write what servers load, and measure how fast they answer."
     )
-    commands = parser.add_subparsers(required=True, metavar="{triton,genai,kubernetes,bench}")
+    commands = parser.add_subparsers(required=True, metavar="{triton,genai,ray,kubernetes,kserve,bench}")
     _add_triton(commands.add_parser("triton", help="an ONNX model as a model of a Triton repository"))
     _add_genai(commands.add_parser("genai", help="convert the decoder of an ONNX Runtime GenAI folder"))
-    _add_kubernetes(commands.add_parser("kubernetes", help="a manifest that serves a Triton repository"))
+    _add_ray(commands.add_parser("ray", help="an ONNX model as an application of Ray Serve"))
+    kubernetes = commands.add_parser("kubernetes", help="a manifest that serves a Triton repository")
+    _add_kubernetes(kubernetes, triton_manifest)
+    kserve = commands.add_parser("kserve", help="an InferenceService of KServe that serves a Triton repository")
+    _add_kubernetes(kserve, inference_service)
     bench = commands.add_parser("bench", help="latency in a running Triton, tokens per second of GenAI folders")
     kinds = bench.add_subparsers(required=True, metavar="{triton,genai}")
     _add_bench_triton(kinds.add_parser("triton", help="latency quantiles under concurrent requests"))
@@ -157,13 +174,7 @@ def _add_triton(parser: argparse.ArgumentParser) -> None:
     add("--backend", choices=BACKENDS, default=BACKENDS[0], help="(%(default)s)")
     add("--provider", choices=PROVIDERS, default="cpu", help="where instances run (%(default)s)")
     add("--instances", type=int, default=1, help="copies that answer side by side (%(default)s)")
-    add(
-        "--max-batch-size",
-        type=int,
-        metavar="N",
-        help=f"default: {DEFAULT_BATCH} where all inputs and outputs share a named free first axis, else 0: no batches",
-    )
-    add("--max-delay-us", type=int, default=100, metavar="US", help="a request waits for others (%(default)s)")
+    _add_batching(add)
     add("--threads", type=int, default=0, metavar="N", help="within an operator; 0: ONNX Runtime's choice")
     add(
         "--host-repository",
@@ -199,9 +210,32 @@ def _add_genai(parser: argparse.ArgumentParser) -> None:
     _add_json(parser)
 
 
-def _add_kubernetes(parser: argparse.ArgumentParser) -> None:
+def _add_ray(parser: argparse.ArgumentParser) -> None:
+    defaults = RayDeployment()
+    parser.set_defaults(command=_ray)
+    add = parser.add_argument
+    add("model", type=Path, metavar="MODEL.onnx")
+    add("-o", "--output", type=Path, required=True, metavar="APP", help="the new folder, with serve.yaml")
+    add("--name", help="of the model in the server (default: the file's)")
+    add("--provider", choices=PROVIDERS, default=defaults.provider, help="cuda: one GPU a replica (%(default)s)")
+    add("--cpus", type=float, default=defaults.cpus, metavar="N", help="set aside for each replica (%(default)s)")
+    add("--threads", type=int, metavar="N", help="within an operator; default: --cpus, 0: ONNX Runtime's choice")
+    add("--replicas", type=int, nargs=2, default=defaults.replicas, metavar=("LEAST", "MOST"), help="(1 4)")
+    add(
+        "--queue-length",
+        type=float,
+        metavar="N",
+        help="requests for each replica, running and waiting, that replicas are added above; default: the batch size",
+    )
+    _add_batching(add)
+    add("--listen", type=_address, default=LISTEN, metavar="HOST:PORT", help="of HTTP on every node (0.0.0.0:8000)")
+    add("--host-folder", metavar="PATH", help="where APP is on every node (default: where it is written)")
+    _add_no_library(parser)
+
+
+def _add_kubernetes(parser: argparse.ArgumentParser, objects: Callable[..., list[dict[str, Any]]]) -> None:
     defaults = Deployment()
-    parser.set_defaults(command=_kubernetes)
+    parser.set_defaults(command=_kubernetes, objects=objects)
     add = parser.add_argument
     add("repository", type=Path, metavar="REPO", help="a Triton model repository, as `triton` writes it")
     add("-o", "--output", type=Path, metavar="FILE.yaml", help="default: stdout")
@@ -241,6 +275,16 @@ def _add_bench_genai(parser: argparse.ArgumentParser) -> None:
     _add_json(parser)
 
 
+def _add_batching(add: Callable[..., Any]) -> None:
+    add(
+        "--max-batch-size",
+        type=int,
+        metavar="N",
+        help=f"default: {DEFAULT_BATCH} where all inputs and outputs share a named free first axis, else 0: no batches",
+    )
+    add("--max-delay-us", type=int, default=100, metavar="US", help="a request waits for others (%(default)s)")
+
+
 def _add_no_library(parser: argparse.ArgumentParser) -> None:
     add_option(parser)
     parser.add_argument("--no-library", dest="library", action="store_false", help="run by the function bodies")
@@ -254,6 +298,13 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT")
+    return host, int(port)
 
 
 def _shape(text: str) -> tuple[int, int]:

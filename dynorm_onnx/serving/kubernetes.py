@@ -81,11 +81,12 @@ def triton_manifest(repository: Path, deployment: Deployment) -> list[dict[str, 
     Raises UsageError where the repository holds no model, a model needs more than the replicas have, or one names its
     library by a path that the pods do not have.
     """
-    _check(repository, deployment)
+    check_repository(repository, deployment)
     return [_deployment(deployment), _service(deployment), _autoscaler(deployment)]
 
 
-def _check(repository: Path, deployment: Deployment) -> None:
+def check_repository(repository: Path, deployment: Deployment) -> None:
+    """Raises UsageError where the pods of a deployment could not serve a model repository: see triton_manifest()."""
     configs = sorted(repository.glob("*/config.pbtxt"))
     if not configs:
         raise UsageError(f"{repository} is no model repository: it holds no MODEL/config.pbtxt")
@@ -105,7 +106,8 @@ def _libraries(config: str) -> Iterator[str]:
     yield from re.findall(rf'"([^"]*/{re.escape(LIBRARY_NAME)})"', config)
 
 
-def _metadata(deployment: Deployment) -> dict[str, Any]:
+def metadata(deployment: Deployment) -> dict[str, Any]:
+    """Name, namespace and labels of every object."""
     place = {"namespace": deployment.namespace} if deployment.namespace else {}
     return {"name": deployment.name, **place, "labels": _labels(deployment)}
 
@@ -116,6 +118,20 @@ def _labels(deployment: Deployment) -> dict[str, str]:
 
 def _deployment(deployment: Deployment) -> dict[str, Any]:
     annotations = {"prometheus.io/scrape": "true", "prometheus.io/port": str(PORTS["metrics"])}
+    pod = pod_spec(deployment)
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": metadata(deployment),
+        "spec": {  # no replicas: the autoscaler sets them, and applying the file again must not set them back
+            "selector": {"matchLabels": _labels(deployment)},
+            "template": {"metadata": {"labels": _labels(deployment), "annotations": annotations}, "spec": pod},
+        },
+    }
+
+
+def pod_spec(deployment: Deployment) -> dict[str, Any]:
+    """A PodSpec of one container, Triton."""
     pod: dict[str, Any] = {
         "securityContext": {"runAsNonRoot": True, "runAsUser": _USER, "fsGroup": _USER},
         "containers": [_container(deployment)],
@@ -125,15 +141,7 @@ def _deployment(deployment: Deployment) -> dict[str, Any]:
         pod["volumes"].append(
             {"name": "models", "persistentVolumeClaim": {"claimName": deployment.claim, "readOnly": True}}
         )
-    return {
-        "apiVersion": "apps/v1",
-        "kind": "Deployment",
-        "metadata": _metadata(deployment),
-        "spec": {  # no replicas: the autoscaler sets them, and applying the file again must not set them back
-            "selector": {"matchLabels": _labels(deployment)},
-            "template": {"metadata": {"labels": _labels(deployment), "annotations": annotations}, "spec": pod},
-        },
-    }
+    return pod
 
 
 def _container(deployment: Deployment) -> dict[str, Any]:
@@ -167,7 +175,7 @@ def _service(deployment: Deployment) -> dict[str, Any]:
     return {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": _metadata(deployment),
+        "metadata": metadata(deployment),
         "spec": {"selector": _labels(deployment), "ports": ports},
     }
 
@@ -177,7 +185,7 @@ def _autoscaler(deployment: Deployment) -> dict[str, Any]:
     return {
         "apiVersion": "autoscaling/v2",
         "kind": "HorizontalPodAutoscaler",
-        "metadata": _metadata(deployment),
+        "metadata": metadata(deployment),
         "spec": {
             "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": deployment.name},
             "minReplicas": least,

@@ -27,6 +27,7 @@ from dynorm_onnx.runtime.session import has_kernels
 from dynorm_onnx.runtime.user_libraries import registered
 from dynorm_onnx.serving.config_pbtxt import KINDS, TritonConfig
 from dynorm_onnx.serving.folders import new_folder
+from dynorm_onnx.serving.model_files import batch_size, checked_name, put_model
 from dynorm_onnx.serving.tensors import ServedSignature, served_signature
 
 log = logging.getLogger(__name__)
@@ -34,7 +35,6 @@ log = logging.getLogger(__name__)
 Backend = Literal["onnxruntime", "python"]
 
 BACKENDS = ("onnxruntime", "python")
-DEFAULT_BATCH = 8
 HOST_REPOSITORY = "/models"
 LIBRARY_NAME = "libdynorm_ops.so"  # triton_model.py, which stands alone, knows it too
 
@@ -82,7 +82,7 @@ def write_triton_model(
         library cannot be loaded, or the folder is there already; then nothing was written.
     """
     source = Path(model)
-    name = _checked_name(name if name is not None else source.stem)
+    name = checked_name(name if name is not None else source.stem)
     _check_knobs(backend, provider, instances, max_delay_us, threads)
     loaded = model_io.load(source)
     signature = served_signature(loaded)
@@ -95,7 +95,7 @@ def write_triton_model(
         backend=backend,
         model_file=_MODEL if backend == "onnxruntime" else "model.py",
         signature=signature,
-        max_batch_size=_batch_size(signature, max_batch_size),
+        max_batch_size=batch_size(signature, max_batch_size),
         provider=provider,
         instances=instances,
         max_delay_us=max_delay_us,
@@ -105,19 +105,13 @@ def write_triton_model(
     with new_folder(Path(repository) / name) as folder:
         version = folder / _VERSION
         version.mkdir()
-        _put_model(loaded, source, version / _MODEL)
+        put_model(loaded, source, version / _MODEL)
         for file, source_file in libraries.items():
             shutil.copyfile(source_file, version / file)
         if backend == "python":
             shutil.copyfile(_PROGRAM, version / "model.py")
         (folder / "config.pbtxt").write_text(config.text(), encoding="utf-8")
     return Path(repository) / name
-
-
-def _checked_name(name: str) -> str:
-    if not name or name.startswith(".") or "/" in name or "\0" in name:
-        raise UsageError(f"--name {name!r}: a model's name is the name of its folder, and this is none.")
-    return name
 
 
 def _check_knobs(backend: str, provider: str, instances: int, max_delay_us: int, threads: int) -> None:
@@ -170,16 +164,6 @@ def _by_name(files: Sequence[str | os.PathLike[str]]) -> dict[str, Path]:
     return found
 
 
-def _batch_size(signature: ServedSignature, asked: int | None) -> int:
-    if asked is None:
-        return DEFAULT_BATCH if signature.shares_batch else 0
-    if asked < 0:
-        raise UsageError(f"--max-batch-size must be at least 0, not {asked}")
-    if asked:
-        signature.check_batch(asked)
-    return asked
-
-
 def _host_paths(host_repository: str, name: str, libraries: Iterable[str]) -> tuple[str, ...]:
     files = tuple(libraries)
     if files and not host_repository.startswith("/"):
@@ -194,19 +178,3 @@ def _parameters(backend: str, provider: str, threads: int, libraries: Sequence[s
         named = {"custom_op_libraries": json.dumps(libraries)} if libraries else {}
         return {"provider": provider, "threads": str(threads), **named}
     return {"intra_op_thread_count": str(threads)} if threads else {}
-
-
-def _put_model(model: ir.Model, source: Path, target: Path) -> None:
-    """The file as it is; one with external weights is written anew, with all of them in one file beside it."""
-    model_io.require_weights(model)
-    tensors = [value.const_value for graph in model.graphs() for value in graph.initializers.values()]
-    attributes = [
-        attribute.value
-        for node in model.graph.all_nodes()
-        for attribute in node.attributes.values()
-        if attribute.type == ir.AttributeType.TENSOR
-    ]
-    if any(isinstance(tensor, ir.ExternalTensor) for tensor in (*tensors, *attributes)):
-        model_io.save(model, target)
-    else:
-        shutil.copyfile(source, target)

@@ -27,6 +27,39 @@ def test_triton_and_kubernetes(converted: Path, tmp_path: Path, capsys: pytest.C
     assert "maxReplicas: 5" in printed and printed.count("---") == 2
 
 
+def test_kserve_takes_the_same_options(converted: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    models = tmp_path / "models"
+    assert main(["triton", str(converted), "-o", str(models), "--name", "lm"]) == 0
+    assert main(["kserve", str(models), "--name", "lm", "--replicas", "2", "5", "-o", str(tmp_path / "lm.yaml")]) == 0
+    written = (tmp_path / "lm.yaml").read_text()
+    assert "kind: InferenceService" in written and "maxReplicas: 5" in written
+    capsys.readouterr()
+    assert main(["kserve", str(models), "--scale-on", "queue_ms=5"]) == 2
+    assert "KServe scales on cpu or memory, in percent" in capsys.readouterr().err
+
+
+def test_ray(converted: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    app = tmp_path / "app"
+    asked = [
+        "--name",
+        "lm",
+        "--replicas",
+        "2",
+        "5",
+        "--listen",
+        "127.0.0.1:8123",
+        "--cpus",
+        "2",
+        "--max-batch-size",
+        "4",
+    ]
+    assert main(["ray", str(converted), "-o", str(app), *asked]) == 0
+    assert capsys.readouterr().out.strip() == str(app / "serve.yaml")
+    written = (app / "serve.yaml").read_text()
+    assert "port: 8123" in written and "max_replicas: 5" in written and "max_batch_size: 4" in written
+    assert (app / "model.onnx").read_bytes() == converted.read_bytes()
+
+
 def test_genai(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     runpy.run_path(str(FOLDER / "genai.py"))["write"](tmp_path / "in")
     quick = ["--samples", "8", "--max-length", "64", "--method", "fit", "--no-validate", "--no-time", "--to", "dyt"]
@@ -46,6 +79,10 @@ def test_genai(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
         (["genai", "OUT", "-o", "OUT"], "is no ONNX Runtime GenAI folder"),
         (["kubernetes", "OUT"], "is no model repository"),
         (["kubernetes", "OUT", "--scale-on", "cpu"], "--scale-on 'cpu'"),
+        (["kserve", "OUT"], "is no model repository"),
+        (["ray", "gone.onnx", "-o", "OUT"], "gone.onnx: there is no such file"),
+        (["ray", str(MODEL), "-o", "OUT", "--host-folder", "app"], "--host-folder 'app' must be an absolute path"),
+        (["ray", str(MODEL), "-o", "OUT", "--replicas", "3", "2"], "--replicas 3 2: there must be at least 1, and no"),
     ],
 )
 def test_errors_are_sentences(
