@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 
 LARGEST = 1024
 """Channels of a stream up to which a rotation is sought: a step of the search takes so many cubed, and more."""
+
+LEAST_FREE = 3  # channels that may be turned: two, and one for the mean of LayerNorms
 
 WEIGHTS_LIMIT = 1 << 30
 """Bytes of turned weights that are kept in memory before they go to files."""
@@ -64,13 +66,12 @@ def rotated(
         outside = [norm for norm in norms if norm.node.graph is lowered.graph]
         bases, left = _usable(bases_or_reasons(lowered.graph, outside), leeway)
         rng = np.random.default_rng(config.seed)
-        tokens = tokens_of_streams(lowered, bases, data.calibration, rng, advance) if bases else {}
+        tokens = tokens_of_streams(lowered, bases, data.calibration, leeway, rng, advance) if bases else {}
         chosen: dict[StreamBasis, Chosen] = {}
         for basis, seen in tokens.items():
-            found = choose_rotation(seen, REGISTRY[config.to], _axes(seen, leeway), rng, advance) if seen else None
-            reason = _loss(found)
-            if found is None or reason is not None:
-                left.append(Unturned(_names(basis), str(reason)))
+            found = _sought(config, basis, seen, leeway, rng, advance)
+            if isinstance(found, str):
+                left.append(Unturned(_names(basis), found))
             else:
                 chosen[basis] = found
         outcome = _turned(config, lowered, norms, data, chosen, left)
@@ -87,7 +88,7 @@ def _usable(
 ) -> tuple[list[StreamBasis], list[Unturned]]:
     bases, left = [], []
     for norms, basis in found:
-        reason = basis if isinstance(basis, str) else _too_large(basis) or _coupled(basis, leeway) or why_not(basis)
+        reason = basis if isinstance(basis, str) else _too_large(basis) or why_not(basis)
         if reason is None and not isinstance(basis, str):
             bases.append(basis)
         else:
@@ -101,24 +102,30 @@ def _too_large(basis: StreamBasis) -> str | None:
     return f"it has {basis.channels:,} channels; a rotation is sought of up to {LARGEST:,}"
 
 
-def _coupled(basis: StreamBasis, leeway: Mapping[str, Leeway]) -> str | None:
-    coupled = any(leeway[norm.site_name].most_coupled for norm in basis.read)
-    return "channels of its norms are coupled, which stand for lengths as they are" if coupled else None
-
-
 def _axes(tokens: Sequence[NormTokens], leeway: Mapping[str, Leeway]) -> list[int]:
-    """The massive channels of a stream with sinks."""
-    if not any(leeway[one.norm.site_name].straight for one in tokens):
+    """The channels that are coupled at a norm of the stream, and the massive ones of a stream with sinks."""
+    if not any(leeway[one.norm.site_name].straight or leeway[one.norm.site_name].most_coupled for one in tokens):
         return []
-    return np.flatnonzero(np.any([one.massive for one in tokens], axis=0)).tolist()
+    return np.flatnonzero(np.any([one.axes for one in tokens], axis=0)).tolist()
 
 
-def _loss(found: Chosen | None) -> str | None:
-    """Why a rotation is not used; None where it is."""
-    if found is None:
+def _sought(
+    config: ConvertConfig,
+    basis: StreamBasis,
+    tokens: Sequence[NormTokens],
+    leeway: Mapping[str, Leeway],
+    rng: np.random.Generator,
+    progress: Callable[[int, int], None],
+) -> Chosen | str:
+    """A rotation that makes the functions err less, or why there is none."""
+    if not tokens:
         return "no token of the data reaches its norms"
+    axes = _axes(tokens, leeway)
+    if basis.channels - len(axes) < LEAST_FREE:
+        return f"{len(axes)} of its {basis.channels} channels are massive or coupled, and stay as they are"
+    found = choose_rotation(tokens, REGISTRY[config.to], axes, rng, progress)
     if found.after < found.before:
-        return None
+        return found
     return f"the functions would err by {found.after:.3f}, and do by {found.before:.3f} as it is"
 
 

@@ -138,7 +138,7 @@ def _folds(report: Report) -> Iterator[str]:
 def _rotations(report: Report) -> Iterator[str]:
     """A line for each stream that was turned."""
     for stream in report.rotations.done:
-        axes = f", {len(stream.axes)} massive channels left as axes" if stream.axes else ""
+        axes = f", {len(stream.axes)} massive or coupled channels left as axes" if stream.axes else ""
         yield (
             f"rotated: the stream of {stream.channels} channels that {len(stream.sites)} norms read{axes}; behind them "
             f"the functions err by {stream.error_after:.3f} instead of {stream.error_before:.3f} (relative; outputs "

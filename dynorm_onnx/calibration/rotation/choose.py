@@ -19,7 +19,8 @@ class Chosen:
     """A rotation [C, C] float64 of a stream, or the identity.
 
     `before` and `after` are the errors of the functions at its norms, relative, as the layers behind see them: the root
-    of the mean square over norms and held-out tokens whose lengths vary, each function fitted by least squares.
+    of the mean square over norms and held-out tokens whose lengths vary. Each function is fitted and made steeper as in
+    a conversion.
     `axes` are the channels that stay as they are.
     """
 
@@ -40,11 +41,13 @@ def choose_rotation(
     LayerNorm."""
     channels = norms[0].x.shape[1]
     rotation = find_rotation(norms, _fixed(norms, axes, channels), rng, progress)
-    before, after = (
-        float(np.sqrt(np.mean([_error(tokens, function, basis) for tokens in norms])))
-        for basis in (np.eye(channels), rotation)
-    )
+    before, after = (error_in(norms, function, basis) for basis in (np.eye(channels), rotation))
     return Chosen(rotation, before, after, tuple(axes))
+
+
+def error_in(norms: Sequence[NormTokens], function: Function, rotation: np.ndarray) -> float:
+    """The error of the functions in the basis R [C, C], as Chosen has it."""
+    return float(np.sqrt(np.mean([_error(tokens, function, rotation) for tokens in norms])))
 
 
 def _fixed(norms: Sequence[NormTokens], axes: Sequence[int], channels: int) -> np.ndarray:
@@ -66,7 +69,7 @@ def _error(tokens: NormTokens, function: Function, rotation: np.ndarray) -> floa
     judged = tokens.held_out if tokens.held_out.any() else ~tokens.held_out
     solved = ~tokens.held_out if not tokens.held_out.all() else tokens.held_out
     extent = Range.of(z[solved])
-    fitted = fit(function, moments_of(z[solved], wanted[solved], extent), extent)
+    fitted = fit(function, moments_of(z[solved], wanted[solved], extent), extent, tokens.steeper)
     error = (function(z[judged], fitted.parameters) - wanted[judged]) @ rotation.T
     metric = tokens.metric.astype(np.float64)
     target = tokens.target[judged].astype(np.float64)

@@ -14,25 +14,28 @@ import numpy as np
 
 from dynorm_onnx.calibration.rotation.tokens import NormTokens
 
-WEIGHT, STEEPNESS = 3.0, 0.4  # to begin with: a line with the norm's own slope, bent a little
+STEEPNESS = 0.4
+"""a, times how much steeper a conversion makes the functions of the norm. Functions as straight as least squares has
+them would find other rotations, that suit steep ones less."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Gradient:
-    """Of the error: by R [C, C]; by w, b and ln a of each channel, [3, C]."""
+    """Of the error: by R [C, C]; by w and b of each channel, [2, C]."""
 
     rotation: np.ndarray
     parameters: np.ndarray
 
 
 class Imitation:
-    """The functions that stand in for one norm; `parameters` [3, C] float32 are w, b and ln a of every channel."""
+    """The functions that stand in for one norm; `parameters` [2, C] float32 are w and b of every channel."""
 
     def __init__(self, tokens: NormTokens) -> None:
         part = ~tokens.held_out if not tokens.held_out.all() else slice(None)
         self._x, self._target, self._metric = tokens.x[part], tokens.target[part], tokens.metric
-        start = np.array([WEIGHT, 0.0, np.log(STEEPNESS)], np.float32)
-        self.parameters = np.repeat(start[:, None], self._x.shape[1], 1)
+        self._steepness = np.float32(STEEPNESS * tokens.steeper)
+        self.parameters = np.zeros((2, self._x.shape[1]), np.float32)
+        self.parameters[0] = 1 / self._steepness  # the norm's own slope
 
     def sampled(self, count: int, jitter: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """s x and n, [count, C] each, of tokens drawn at random; ln s is normal with the deviation `jitter`."""
@@ -42,10 +45,8 @@ class Imitation:
 
     def error(self, rotation: np.ndarray, x: np.ndarray, target: np.ndarray) -> tuple[float, Gradient]:
         """The mean of e G e^T over tokens x, target [T, C], and its gradient; R is [C, C], float32."""
-        weight, bias, log_steepness = self.parameters
-        z = x @ rotation
-        steepness = np.exp(log_steepness)
-        bent = steepness * z
+        weight, bias = self.parameters
+        bent = self._steepness * (x @ rotation)
         shrunk = 1 / np.sqrt(1 + bent * bent)
         core = bent * shrunk
         y = weight * core + bias
@@ -54,6 +55,6 @@ class Imitation:
         value = float(np.vdot(weighed, error)) / len(x)
         weighed *= np.float32(2 / len(x))
         by_y = weighed @ rotation
-        by_z = by_y * weight * steepness * shrunk**3
-        by_parameters = np.stack([(by_y * core).sum(0), by_y.sum(0), (by_z * z).sum(0)])
+        by_z = by_y * weight * self._steepness * shrunk**3
+        by_parameters = np.stack([(by_y * core).sum(0), by_y.sum(0)])
         return value, Gradient(weighed.T @ y + x.T @ by_z, by_parameters)

@@ -14,14 +14,17 @@ import numpy as np
 from dynorm_onnx.calibration.rotation.imitation import Imitation
 from dynorm_onnx.calibration.rotation.tokens import NormTokens
 
-STEPS = 300
-TOKENS = 256  # of each norm, a step
+STEPS = 600
+TOKENS = 128  # of each norm, a step
 NORMS = 16  # of a stream, a step: what a step of a deep model may take
 JITTER = 0.15
 """By how much lengths are off, as the deviation of their logarithm: what the functions before this one, each of which
 lets errors in length through, make of them."""
 
-RATE, RATE_OF_FUNCTIONS = 0.02, 0.03  # at the peak, per entry of A; and of w (three times that), b and ln a
+RATE = 0.25
+"""At the peak, by how much a step turns: every entry of A by so much over the root of C."""
+
+RATE_OF_FUNCTIONS = 0.03  # at the peak, of b; of w three times that
 WARM_UP = 20  # steps in which the rates grow
 LEAST = 0.02  # of the peak, at the end
 
@@ -38,7 +41,7 @@ def find_rotation(
     rotation, identity = np.eye(channels, dtype=np.float32), np.eye(channels, dtype=np.float32)
     kept = fixed.astype(np.float32)
     of_rotation, of_functions = _Adam(), [_Adam() for _ in imitations]
-    scale = np.array([[3.0], [1.0], [1.0]], np.float32)
+    scale = np.array([[3.0], [1.0]], np.float32)
     for step in range(STEPS):
         rate = _rate(step)
         total = np.zeros_like(rotation)
@@ -48,7 +51,7 @@ def find_rotation(
             total += gradient.rotation
             one.parameters -= RATE_OF_FUNCTIONS * rate * scale * of_functions[place].direction(gradient.parameters)
         skew = rotation.T @ total
-        turn = -RATE * rate * of_rotation.direction(_without(kept, skew - skew.T))
+        turn = -RATE / channels**0.5 * rate * of_rotation.direction(_without(kept, skew - skew.T))
         turn = _without(kept, turn - turn.T) / 4  # its half, exactly skew
         rotation = rotation @ np.linalg.solve(identity - turn, identity + turn)
         progress(step + 1, STEPS)

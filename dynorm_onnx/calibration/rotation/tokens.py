@@ -7,15 +7,18 @@ over them, the norm's weight moved into each W.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
-from dynorm_onnx.calibration.coupling import MASSIVE, squared_lengths
+from dynorm_onnx.calibration.coupling import MASSIVE, UNCOUPLED, choose_coupling, squared_lengths
 from dynorm_onnx.calibration.data import signature
+from dynorm_onnx.calibration.fit_rows import Leeway, steeper
 from dynorm_onnx.calibration.held_out import HeldOut, held_out_rows, held_out_samples
 from dynorm_onnx.calibration.observe import Observed, observe, usable_rows
+from dynorm_onnx.calibration.rows import Rows
+from dynorm_onnx.functions.coupling import applied
 from dynorm_onnx.graph.basis import StreamBasis
 from dynorm_onnx.graph.lower import LoweredNorm
 from dynorm_onnx.runtime.arrays import Feeds
@@ -37,8 +40,12 @@ class NormTokens:
 
     `x` [T, C] is what it reads, in units of the root mean square of the median token, and `target` [T, C] what it puts
     out without weight and bias; float32. `metric` [C, C] float32 is G in units in which the target itself has length 1
-    on average, so that an error is relative. `held_out` bool [T] are those that nothing is solved with; `massive`, [C]
-    bool, are channels that make massive tokens massive. Massive tokens are left out.
+    on average, so that an error is relative. `held_out` bool [T] are those that nothing is solved with; `axes`, [C]
+    bool, are channels that stay as they are.
+
+    Where channels may be coupled, x is the one behind the gain of those that fit would couple, and they are the axes.
+    Else axes are the channels that make massive tokens massive, and such tokens are left out: no function of single
+    channels follows a norm there. `steeper` is by how much a fit makes the function steeper than least squares asks.
     """
 
     norm: LoweredNorm
@@ -46,13 +53,15 @@ class NormTokens:
     target: np.ndarray
     metric: np.ndarray
     held_out: np.ndarray
-    massive: np.ndarray
+    axes: np.ndarray
+    steeper: float
 
 
 def tokens_of_streams(
     lowered: ir.Model,
     bases: Sequence[StreamBasis],
     batches: Sequence[Feeds],
+    leeway: Mapping[str, Leeway],
     rng: np.random.Generator,
     progress: Callable[[int, int], None],
 ) -> dict[StreamBasis, list[NormTokens]]:
@@ -64,7 +73,8 @@ def tokens_of_streams(
     found: dict[StreamBasis, list[NormTokens]] = {basis: [] for basis in bases}
     for observed in observe(lowered, list(basis_of), [batches[place] for place in chosen], progress):
         basis = basis_of[observed[0]]
-        tokens = _tokens(lowered, basis, observed, [held_out[place] for place in chosen], most[basis], rng)
+        own = leeway[observed[0].site_name]
+        tokens = _tokens(lowered, basis, observed, [held_out[place] for place in chosen], most[basis], own, rng)
         if tokens is not None:
             found[basis].append(tokens)
     return found
@@ -84,6 +94,7 @@ def _tokens(
     observed: Observed,
     held_out: Sequence[HeldOut | None],
     most: int,
+    own: Leeway,
     rng: np.random.Generator,
 ) -> NormTokens | None:
     norm = observed[0]
@@ -92,13 +103,20 @@ def _tokens(
     usual = float(np.median(squares)) if len(squares) else 0.0
     if not usual > 0:
         return None
-    massive = squares > MASSIVE**2 * usual
-    shares = np.square(x[massive]) / squares[massive, None]
-    channels = shares.mean(0) > MASSIVE_SHARE if massive.any() else np.zeros(x.shape[1], bool)
-    ordinary = np.flatnonzero(~massive & (squares > 0))
-    sample = rng.choice(ordinary, most, replace=False) if len(ordinary) > most else ordinary
-    unit = np.sqrt(usual / x.shape[1])
+    axes, ordinary, chosen = np.zeros(x.shape[1], bool), squares > 0, UNCOUPLED
+    if own.most_coupled:
+        rows = Rows(x, x, np.ones(len(x), np.float32), others)
+        chosen = choose_coupling(norm.kind, norm.epsilon, lambda: iter([rows]), own.most_coupled)
+        axes[[] if chosen.coupling is None else chosen.coupling.channels] = True
+    else:
+        massive = squares > MASSIVE**2 * usual
+        axes = _massive_channels(x[massive], squares[massive])
+        ordinary &= ~massive
+    places = np.flatnonzero(ordinary)
+    sample = rng.choice(places, most, replace=False) if len(places) > most else places
     target = normalised(norm, x[sample])
+    x = applied(chosen.coupling, x)
+    unit = np.sqrt(np.median(squared_lengths(norm.kind, norm.epsilon, x)) / x.shape[1])
     metric = _metric(lowered, basis, norm)
     size = float(((target @ metric) * target).sum(1).mean())
     return NormTokens(
@@ -107,8 +125,16 @@ def _tokens(
         target=target.astype(np.float32),
         metric=(metric / max(size, 1e-300)).astype(np.float32),
         held_out=others[sample],
-        massive=channels,
+        axes=axes,
+        steeper=1.0 if own.straight else steeper(chosen),
     )
+
+
+def _massive_channels(x: np.ndarray, squares: np.ndarray) -> np.ndarray:
+    """Bool [C]: the channels that hold more than MASSIVE_SHARE of massive tokens x [T, C], by their squared lengths."""
+    if not len(x):
+        return np.zeros(x.shape[1], bool)
+    return np.asarray((np.square(x) / squares[:, None]).mean(0) > MASSIVE_SHARE)
 
 
 def normalised(norm: LoweredNorm, x: np.ndarray) -> np.ndarray:
