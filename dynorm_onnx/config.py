@@ -41,6 +41,7 @@ class ConvertConfig:
     keep: tuple[str, ...] = ()
     max_kl: float | None = None
     max_error: float | None = None
+    rotate: bool = True  # streams that functions of single channels suit badly, before "fit" and "reconstruct"
     fold: bool = True  # centring into the weights upstream, where that is exact
     fold_weights: bool = False  # the replacements' weights into the layers that read them
     inline: bool = False  # write standard operators only, no functions
@@ -92,6 +93,11 @@ class ConvertConfig:
     def distils(self) -> bool:
         """Whether the model is trained; nothing is where it is rewritten exactly."""
         return self.method == "distil" and self.to != "rmsnorm"
+
+    @property
+    def rotates(self) -> bool:
+        """Whether streams may be rotated: a training learns their bases itself, and exact norms gain nothing by it."""
+        return self.rotate and self.method != "distil" and self.to != "rmsnorm"
 
     @property
     def checkpoint_path(self) -> Path:

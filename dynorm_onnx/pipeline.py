@@ -1,4 +1,4 @@
-"""The way through: load, find, lower, calibrate, rewrite, validate, time, save, report."""
+"""The way through: load, find, lower, rotate, calibrate, rewrite, validate, time, save, report."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from dynorm_onnx.progress import Progress, StepClock, no_progress
 from dynorm_onnx.report import Report, build_report
 from dynorm_onnx.report.evidence import Evidence, gather_evidence
 from dynorm_onnx.report.html import require_html, staged_html
+from dynorm_onnx.rotation import rotated
 from dynorm_onnx.runtime.fuse import fuse_for_ort, same_outputs
 from dynorm_onnx.runtime.pieces import open_for_batches
 from dynorm_onnx.runtime.session import FATAL, make_session, run_model
@@ -93,7 +94,9 @@ def _convert(config: ConvertConfig, progress: Progress, ready: Callable[[Report]
     with clock.step("fold"):
         norms, folds = centring_folded(config, prepared, norms, found)
     seen = _look(config, prepared, norms, data, clock)
-    norms, kept = seen.norms, {**kept, **seen.kept}
+    kept |= seen.kept
+    turned = rotated(config, prepared, seen.norms, data, seen.leeway, clock)
+    prepared, norms = turned.model, turned.norms
     if config.distils:
         require_functions(prepared, norms, config.train)
     met = within_bounds(config, prepared, norms, data, seen.leeway, seen.in_bodies, clock)
@@ -110,7 +113,8 @@ def _convert(config: ConvertConfig, progress: Progress, ready: Callable[[Report]
             place = files.enter_context(model_io.staged(written, config.output_path))
         report = build_report(
             config, found, kept, clock, data, outcome.calibrated, outcome.validation, timing, outcome.distillation,
-            folds + weight_folds, notes + model_io.left_out(original) + _not_standard(config, written),
+            folds + weight_folds, turned.rotations,
+            notes + model_io.left_out(original) + _not_standard(config, written),
         )  # fmt: skip
         _put_in_place(config, report, ready, evidence, place)
     if outcome.distillation is not None:

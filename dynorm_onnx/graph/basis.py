@@ -40,15 +40,22 @@ class StreamBasis:
 
 def find_bases(graph: ir.Graph, norms: Sequence[LoweredNorm]) -> tuple[StreamBasis, ...]:
     """The streams of a lowered graph that `norms`, and nothing else, read. Why another is none is logged."""
+    return tuple(basis for _, basis in bases_or_reasons(graph, norms) if not isinstance(basis, str))
+
+
+def bases_or_reasons(
+    graph: ir.Graph, norms: Sequence[LoweredNorm]
+) -> list[tuple[tuple[LoweredNorm, ...], StreamBasis | str]]:
+    """Every stream of `norms`, by the norms that read it, with its basis, or with a sentence that says why it has none;
+    that is logged too."""
     layers = find_linear_layers(graph).layers
-    bases: list[StreamBasis] = []
+    found: list[tuple[tuple[LoweredNorm, ...], StreamBasis | str]] = []
     for stream in find_streams(graph, norms, ()):
         basis = _basis(stream, layers)
         if isinstance(basis, str):
             logger.info("the basis of the stream that %s reads stays: %s", stream.norms[0].site_name, basis)
-        else:
-            bases.append(basis)
-    return tuple(bases)
+        found.append((tuple(stream.norms), basis))
+    return found
 
 
 def _basis(stream: Stream, layers: Sequence[LinearLayer]) -> StreamBasis | str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from dynorm_onnx.calibration.data import CalibrationData
 from dynorm_onnx.calibration.norms import Calibrated
+from dynorm_onnx.calibration.rotation.outcome import NO_ROTATIONS, Rotations
 from dynorm_onnx.config import ConvertConfig
 from dynorm_onnx.graph.fold import NO_FOLDS, Folds
 from dynorm_onnx.graph.norm_site import NormSite, SitesFound
@@ -29,6 +30,7 @@ def build_report(
     timing: tuple[Timing, ...] = (),
     distillation: Mapping[str, Any] | None = None,
     folds: Folds = NO_FOLDS,
+    rotations: Rotations = NO_ROTATIONS,
     notes: tuple[str, ...] = (),
 ) -> Report:
     """The report of one conversion; without data and outcome, that of a dry run.
@@ -51,8 +53,9 @@ def build_report(
         validation=validation,
         verdict=judge(config, sites, validation),
         timing=timing,
-        changed_initializers=_changed(calibrated, folds),
+        changed_initializers=_changed(calibrated, folds, rotations),
         folds=folds,
+        rotations=rotations,
         alarms=(*badly_fitted(sites), *failed_training(distillation)),
         warnings=(*notes, *_warnings(data if calibrated else None, calibrated, validation)),
         seconds=dict(clock.seconds),
@@ -60,10 +63,10 @@ def build_report(
     )
 
 
-def _changed(calibrated: Calibrated | None, folds: Folds) -> tuple[str, ...]:
+def _changed(calibrated: Calibrated | None, folds: Folds, rotations: Rotations) -> tuple[str, ...]:
     """The initializers that are not what they were, each once."""
     fitted = calibrated.initializers if calibrated else ()
-    return tuple(dict.fromkeys((*fitted, *folds.changed_initializers)))
+    return tuple(dict.fromkeys((*fitted, *folds.changed_initializers, *rotations.changed_initializers)))
 
 
 def _site(site: NormSite, config: ConvertConfig, kept: Mapping[str, str], calibrated: Calibrated | None) -> SiteReport:

@@ -44,6 +44,8 @@ def print_report(report: Report, console: Console) -> None:
         _say(console, escape(f"not a norm: {miss.name}: {miss.reason}"))
     for line in _folds(report):
         _say(console, line)
+    for line in _rotations(report):
+        _say(console, line)
     if (told_of := _coupled(report)) is not None:
         _say(console, told_of)
     if report.calibration:
@@ -132,6 +134,17 @@ def _folds(report: Report) -> Iterator[str]:
             sites = sum(len(fold.sites) for fold in done)
             into = len({name for fold in done for name in fold.into})
             yield f"folds: {sites} {told} ({into} changed; outputs moved by {report.folds.error or 0:.1g})"
+
+
+def _rotations(report: Report) -> Iterator[str]:
+    """A line for each stream that was turned."""
+    for stream in report.rotations.done:
+        axes = f", {len(stream.axes)} massive or coupled channels left as axes" if stream.axes else ""
+        yield (
+            f"rotated: the stream of {stream.channels} channels that {len(stream.sites)} norms read{axes}; behind them "
+            f"the functions err by {stream.error_after:.3f} instead of {stream.error_before:.3f} (relative; outputs "
+            f"moved by {report.rotations.relative_error or 0:.1g})"
+        )
 
 
 def _quality(validation: Validation) -> Table:

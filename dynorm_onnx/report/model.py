@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from dynorm_onnx.calibration.rotation.outcome import NO_ROTATIONS, Rotations
 from dynorm_onnx.functions import NormParameters
 from dynorm_onnx.graph.fold import NO_FOLDS, Folds
 from dynorm_onnx.graph.norm_site import NearMiss
@@ -110,6 +111,7 @@ class Report:
     timing: tuple[Timing, ...] = ()
     changed_initializers: tuple[str, ...] = ()
     folds: Folds = NO_FOLDS
+    rotations: Rotations = NO_ROTATIONS
     warnings: tuple[str, ...] = ()
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)  # by step
     peak_memory_mib: float | None = None
@@ -138,6 +140,11 @@ class Report:
                 "done": [dataclasses.asdict(fold) for fold in self.folds.done],
                 "left": [dataclasses.asdict(fold) for fold in self.folds.left],
                 "relative_error": self.folds.error,
+            },
+            "rotations": {
+                "done": [dataclasses.asdict(turning) for turning in self.rotations.done],
+                "left": [dataclasses.asdict(stream) for stream in self.rotations.left],
+                "relative_error": self.rotations.relative_error,
             },
             "warnings": list(self.warnings),
             "seconds": {step: round(value, 3) for step, value in self.seconds.items()},

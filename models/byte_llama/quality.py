@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=196, help="windows of 256 bytes (%(default)s)")
     parser.add_argument("--methods", nargs="*", default=["fit", "reconstruct"])
     parser.add_argument("--to", nargs="*", default=list(REGISTRY), choices=list(REGISTRY))
+    parser.add_argument("--no-rotate", dest="rotate", action="store_false", help="in the stream's own basis")
     parser.add_argument("--keep", nargs="*", default=[], help="a row more for each pattern, by reconstruct and dyisru")
     args = parser.parse_args()
     cases = [(f"`{method}`, {to}", {"method": method, "to": to}) for method in args.methods for to in args.to]
@@ -51,7 +52,8 @@ def main() -> None:
     print(f"| {' | '.join(HEAD)} |\n|---|" + "---:|" * (len(HEAD) - 1))
     with tempfile.TemporaryDirectory() as folder:
         for label, knobs in cases:
-            print(row(label, args.model, Path(folder) / "out.onnx", samples=args.samples, **knobs), flush=True)
+            output = Path(folder) / "out.onnx"
+            print(row(label, args.model, output, samples=args.samples, rotate=args.rotate, **knobs), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Proof that a fold changed no output: the model before and after, on the same random input."""
+"""Proof that a change of weights changed no output: the model before and after, on the same input."""
 
 from __future__ import annotations
 
@@ -25,9 +25,11 @@ TOLERANCE = {"float64": 1e-9, "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1
 
 @dataclasses.dataclass(frozen=True)
 class Parity:
-    """`outputs` runs a whole model; the narrowest float type among its outputs and weights sets the tolerance."""
+    """`outputs` runs a whole model on what is `given`; the narrowest float type among its outputs and weights sets the
+    tolerance."""
 
     outputs: Outputs
+    given: str = "random input"
 
     def compare(self, before: ir.Model, after: ir.Model) -> tuple[float, str | None]:
         """(the largest relative error of a float output, why the two differ or None)."""
@@ -39,10 +41,10 @@ class Parity:
         tolerance = TOLERANCE[_narrowest(before)]
         pairs = zip(expected, got, strict=True)
         error = max((largest_difference(one, other, _error) for one, other in pairs), default=0.0)
-        logger.info("folded, the outputs differ by %.2g; %.2g is allowed", error, tolerance)
+        logger.info("the outputs then differ by %.2g; %.2g is allowed", error, tolerance)
         if error <= tolerance:
             return error, None
-        return error, f"it would move the outputs by {error:.2g} on random input, where {tolerance:g} is allowed"
+        return error, f"it would move the outputs by {error:.2g} on {self.given}, where {tolerance:g} is allowed"
 
 
 def _narrowest(model: ir.Model) -> str:

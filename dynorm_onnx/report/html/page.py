@@ -259,6 +259,9 @@ def _record(report: Report) -> str:
     if report.folds.done:
         folded = sum(len(fold.sites) for fold in report.folds.done)
         rows.append(("folded exactly", f"{folded:,} norms; outputs moved by {report.folds.error or 0:.1g}"))
+    for stream in report.rotations.done:
+        told = f"{len(stream.sites):,} norms: error {stream.error_after:.3f} for {stream.error_before:.3f}"
+        rows.append((f"rotated, {stream.channels:,} channels", told))
     if report.changed_initializers:
         rows.append(("weights changed", f"{len(report.changed_initializers):,}"))
     rows += [(f"seconds: {escape(step)}", f"{value:.1f}") for step, value in report.seconds.items()]

@@ -1,0 +1,173 @@
+"""What a rotation of a stream is sought on: tokens in front of each of its norms, and how their errors count behind it.
+
+An error in what a norm puts out counts as much as the layers that read it make of it: e G e^T with G the sum of W W^T
+over them, the norm's weight moved into each W.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from dynorm_onnx.calibration.coupling import MASSIVE, UNCOUPLED, choose_coupling, squared_lengths
+from dynorm_onnx.calibration.data import signature
+from dynorm_onnx.calibration.fit_rows import Leeway, steeper
+from dynorm_onnx.calibration.held_out import HeldOut, held_out_rows, held_out_samples
+from dynorm_onnx.calibration.observe import Observed, observe, usable_rows
+from dynorm_onnx.calibration.rows import Rows
+from dynorm_onnx.functions.coupling import applied
+from dynorm_onnx.graph.basis import StreamBasis
+from dynorm_onnx.graph.lower import LoweredNorm
+from dynorm_onnx.runtime.arrays import Feeds
+
+LOOKED_AT = 32_768
+"""Tokens of the calibration data that the original is run on."""
+
+SAMPLED = 4096  # of them, at each norm
+MEMORY = 1 << 28  # bytes of the sampled tokens of a stream, at most
+MASSIVE_SHARE = 0.02
+"""A channel that holds on average so much of the squared length of massive tokens is massive."""
+
+_BLOCK = 1 << 22  # elements of a weight that are squared at a time, in float64
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class NormTokens:
+    """Tokens at one norm of a stream.
+
+    `x` [T, C] is what it reads, in units of the root mean square of the median token, and `target` [T, C] what it puts
+    out without weight and bias; float32. `metric` [C, C] float32 is G in units in which the target itself has length 1
+    on average, so that an error is relative. `held_out` bool [T] are those that nothing is solved with; `axes`, [C]
+    bool, are channels that stay as they are.
+
+    Where channels may be coupled, x is the one behind the gain of those that fit would couple, and they are the axes.
+    Else axes are the channels that make massive tokens massive, and such tokens are left out: no function of single
+    channels follows a norm there. `steeper` is by how much a fit makes the function steeper than least squares asks.
+    """
+
+    norm: LoweredNorm
+    x: np.ndarray
+    target: np.ndarray
+    metric: np.ndarray
+    held_out: np.ndarray
+    axes: np.ndarray
+    steeper: float
+
+
+def tokens_of_streams(
+    lowered: ir.Model,
+    bases: Sequence[StreamBasis],
+    batches: Sequence[Feeds],
+    leeway: Mapping[str, Leeway],
+    rng: np.random.Generator,
+    progress: Callable[[int, int], None],
+) -> dict[StreamBasis, list[NormTokens]]:
+    """The tokens at the norms of each stream, in the order of the graph; a norm that no token reaches is left out."""
+    basis_of = {norm: basis for basis in bases for norm in basis.read}
+    most = {basis: min(SAMPLED, MEMORY // (8 * basis.channels * len(basis.read))) for basis in bases}
+    held_out = held_out_samples(batches, outermost=signature(lowered).has_samples_outermost)
+    chosen = _spread(batches)
+    found: dict[StreamBasis, list[NormTokens]] = {basis: [] for basis in bases}
+    for observed in observe(lowered, list(basis_of), [batches[place] for place in chosen], progress):
+        basis = basis_of[observed[0]]
+        own = leeway[observed[0].site_name]
+        tokens = _tokens(lowered, basis, observed, [held_out[place] for place in chosen], most[basis], own, rng)
+        if tokens is not None:
+            found[basis].append(tokens)
+    return found
+
+
+def _spread(batches: Sequence[Feeds]) -> list[int]:
+    """Places of batches spread evenly, with about LOOKED_AT tokens in all."""
+    largest = [max((array.size for array in feeds.values() if isinstance(array, np.ndarray)), default=1)
+               for feeds in batches]  # fmt: skip
+    wanted = min(max(-(-len(batches) * LOOKED_AT // max(sum(largest), 1)), 1), len(batches))
+    return [place * len(batches) // wanted for place in range(wanted)]
+
+
+def _tokens(
+    lowered: ir.Model,
+    basis: StreamBasis,
+    observed: Observed,
+    held_out: Sequence[HeldOut | None],
+    most: int,
+    own: Leeway,
+    rng: np.random.Generator,
+) -> NormTokens | None:
+    norm = observed[0]
+    x, others = (np.concatenate(parts) for parts in zip(*_rows(observed, held_out), strict=True))
+    squares = squared_lengths(norm.kind, norm.epsilon, x)
+    usual = float(np.median(squares)) if len(squares) else 0.0
+    if not usual > 0:
+        return None
+    axes, ordinary, chosen = np.zeros(x.shape[1], bool), squares > 0, UNCOUPLED
+    if own.most_coupled:
+        rows = Rows(x, x, np.ones(len(x), np.float32), others)
+        chosen = choose_coupling(norm.kind, norm.epsilon, lambda: iter([rows]), own.most_coupled)
+        axes[[] if chosen.coupling is None else chosen.coupling.channels] = True
+    else:
+        massive = squares > MASSIVE**2 * usual
+        axes = _massive_channels(x[massive], squares[massive])
+        ordinary &= ~massive
+    places = np.flatnonzero(ordinary)
+    sample = rng.choice(places, most, replace=False) if len(places) > most else places
+    target = normalised(norm, x[sample])
+    x = applied(chosen.coupling, x)
+    unit = np.sqrt(np.median(squared_lengths(norm.kind, norm.epsilon, x)) / x.shape[1])
+    metric = _metric(lowered, basis, norm)
+    size = float(((target @ metric) * target).sum(1).mean())
+    return NormTokens(
+        norm,
+        x=(x[sample] / unit).astype(np.float32),
+        target=target.astype(np.float32),
+        metric=(metric / max(size, 1e-300)).astype(np.float32),
+        held_out=others[sample],
+        axes=axes,
+        steeper=1.0 if own.straight else steeper(chosen),
+    )
+
+
+def _massive_channels(x: np.ndarray, squares: np.ndarray) -> np.ndarray:
+    """Bool [C]: the channels that hold more than MASSIVE_SHARE of massive tokens x [T, C], by their squared lengths."""
+    if not len(x):
+        return np.zeros(x.shape[1], bool)
+    return np.asarray((np.square(x) / squares[:, None]).mean(0) > MASSIVE_SHARE)
+
+
+def normalised(norm: LoweredNorm, x: np.ndarray) -> np.ndarray:
+    """What the norm makes of x [T, C], without its weight and bias."""
+    wide = np.asarray(x, np.float64)
+    if norm.kind == "layer":
+        wide = wide - wide.mean(-1, keepdims=True)
+    return np.asarray(wide / np.sqrt(np.square(wide).mean(-1, keepdims=True) + norm.epsilon))
+
+
+def _rows(observed: Observed, held_out: Sequence[HeldOut | None]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Usable rows [tokens, C] float32, batch by batch, and which of them are held out."""
+    norm, activations = observed
+    for batch, own in zip(activations(), held_out, strict=True):
+        x = batch.original[str(norm.x.name)]
+        usable = usable_rows(x, batch.token_weights)
+        rows = x.reshape(-1, x.shape[-1])[usable].astype(np.float32)
+        yield rows, held_out_rows(own, len(usable))[usable]
+
+
+def _metric(lowered: ir.Model, basis: StreamBasis, norm: LoweredNorm) -> np.ndarray:
+    """G [C, C] float64, of the layers behind the norm with its weight moved into them."""
+    total = np.zeros((basis.channels, basis.channels))
+    for name in basis.read[norm]:
+        tensor = lowered.graph.initializers[name].const_value
+        assert tensor is not None
+        rows = np.moveaxis(tensor.numpy(), basis.readers[name], -1)
+        rows = rows.reshape(-1, basis.channels)
+        step = max(_BLOCK // basis.channels, 1)
+        for start in range(0, len(rows), step):
+            block = rows[start : start + step].astype(np.float64)
+            total += block.T @ block
+        if isinstance(tensor, ir.ExternalTensor):
+            tensor.release()  # lets go of the pages of the file
+    weight = np.asarray(norm.weight, np.float64)
+    return np.asarray(weight[:, None] * total * weight)

@@ -1,0 +1,131 @@
+"""Rotations within whole conversions: done where they help, exact, reported, and left out on request."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from rich.console import Console
+
+from dynorm_onnx import convert_model
+from dynorm_onnx.report import Report, print_report
+from tests.calibration.rotation import planted
+from tests.graph.fold.models import post_norm, pre_norm
+
+QUICK = {"time": False, "data": planted.samples()}
+
+
+def saved(folder: Path, proto: onnx.ModelProto) -> Path:
+    path = folder / "model.onnx"
+    onnx.save(proto, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved(tmp_path_factory.mktemp("planted"), planted.model())
+
+
+def error(report: Report) -> float:
+    assert report.validation is not None
+    return report.validation.largest_error
+
+
+def text_of(report: Report) -> str:
+    text = io.StringIO()
+    print_report(report, Console(file=text, width=250))
+    return text.getvalue()
+
+
+@pytest.mark.parametrize("method", ["fit", "reconstruct"])
+def test_a_stream_in_a_bad_basis_is_turned(model: Path, tmp_path: Path, method: str) -> None:
+    report = convert_model(model, output=tmp_path / "turned.onnx", method=method, **QUICK)
+    plain = convert_model(model, output=tmp_path / "plain.onnx", method=method, rotate=False, **QUICK)
+    (done,) = report.rotations.done
+    assert done.sites == ("first", "last") and done.channels == planted.CHANNELS and done.axes == ()
+    assert done.error_after < 0.9 * done.error_before
+    assert report.rotations.relative_error is not None and report.rotations.relative_error < 1e-5
+    assert {"table", "back", "layer", "head"} <= set(report.changed_initializers)
+    assert error(report) < 0.95 * error(plain)
+    assert not plain.rotations.done and not plain.rotations.left
+    told = report.as_dict()["rotations"]
+    assert told["done"][0]["error_after"] == done.error_after and told["left"] == []
+    assert "rotated: the stream of 12 channels that 2 norms read; behind them the functions err by" in text_of(report)
+    assert "rotated" not in text_of(plain)
+
+
+def test_the_same_seed_writes_the_same_file(model: Path, tmp_path: Path) -> None:
+    files = [tmp_path / f"{name}.onnx" for name in ("first", "again", "other")]
+    for file, seed in zip(files, (3, 3, 4), strict=True):
+        convert_model(model, output=file, method="fit", seed=seed, validate=False, **QUICK)
+    first, again, other = (file.read_bytes() for file in files)
+    assert first == again != other
+
+
+@pytest.mark.parametrize("coupled", [0, 2])
+def test_channels_of_sinks_stay_axes(tmp_path: Path, coupled: int) -> None:
+    path = saved(tmp_path, planted.model(sinks=True))
+    data = planted.samples(sinks=True)
+    report = convert_model(path, output=tmp_path / "out.onnx", method="fit", coupled=coupled, time=False, data=data)
+    massive = planted.CHANNELS - 1
+    (done,) = report.rotations.done
+    assert massive in done.axes
+    before, after = (
+        {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(file).graph.initializer}["table"]
+        for file in (path, tmp_path / "out.onnx")
+    )
+    assert np.array_equal(before[:, massive], after[:, massive])
+    free = [channel for channel in range(planted.CHANNELS) if channel not in done.axes]
+    assert not np.array_equal(before[:, free], after[:, free])
+    assert "channels left as axes" in text_of(report)
+
+
+def test_a_norm_that_a_bound_keeps_stays_a_norm_of_the_turned_stream(model: Path, tmp_path: Path) -> None:
+    every = convert_model(model, output=tmp_path / "all.onnx", method="fit", **QUICK)
+    bound = 0.9 * error(every)
+    report = convert_model(model, output=tmp_path / "out.onnx", method="fit", max_error=bound, **QUICK)
+    assert report.rotations.done and len(report.with_status("kept")) == 1
+    assert error(report) <= bound
+
+
+def test_layer_norms_are_turned_without_their_mean(tmp_path: Path) -> None:
+    path = saved(tmp_path, pre_norm(blocks=2, gemm=True))
+    report = convert_model(path, output=tmp_path / "out.onnx", method="fit", samples=8, data="random", time=False)
+    told = report.rotations
+    assert told.done or "the functions would err by" in told.left[0].reason
+    if told.done:
+        assert told.relative_error is not None and told.relative_error < 1e-5
+
+
+def test_a_stream_of_post_norms_is_left_with_its_reason(tmp_path: Path) -> None:
+    path = saved(tmp_path, post_norm())
+    report = convert_model(path, output=tmp_path / "out.onnx", method="fit", samples=8, data="random", time=False)
+    assert not report.rotations.done
+    assert {site for stream in report.rotations.left for site in stream.sites} == {"embed", "norm0", "norm1"}
+    assert all(stream.reason for stream in report.rotations.left)
+    assert not report.rotations.changed_initializers
+
+
+def test_what_would_change_the_outputs_is_not_kept(model: Path, tmp_path: Path, monkeypatch) -> None:
+    from dynorm_onnx.graph.fold import parity
+
+    monkeypatch.setitem(parity.TOLERANCE, "float32", 0.0)
+    report = convert_model(model, output=tmp_path / "out.onnx", method="fit", **QUICK)
+    (left,) = report.rotations.left
+    assert "it would move the outputs by" in left.reason and "calibration data" in left.reason
+    assert not report.changed_initializers
+
+
+def test_too_many_channels_are_named(model: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("dynorm_onnx.rotation.LARGEST", planted.CHANNELS - 1)
+    report = convert_model(model, output=tmp_path / "out.onnx", method="fit", **QUICK)
+    assert report.rotations.left[0].reason == "it has 12 channels; a rotation is sought of up to 11"
+
+
+@pytest.mark.parametrize("knobs", [{"to": "rmsnorm"}, {"rotate": False}])
+def test_where_none_is_asked_for_none_is_sought(model: Path, tmp_path: Path, knobs: dict) -> None:
+    report = convert_model(model, output=tmp_path / "out.onnx", **knobs, **QUICK)
+    assert "rotate" not in report.seconds and not report.rotations.done and not report.rotations.left
