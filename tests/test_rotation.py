@@ -57,6 +57,19 @@ def test_a_stream_in_a_bad_basis_is_turned(model: Path, tmp_path: Path, method: 
     assert "rotated" not in text_of(plain)
 
 
+def test_weights_that_lie_in_a_file(model: Path, tmp_path: Path) -> None:
+    external = tmp_path / "external.onnx"
+    onnx.save(onnx.load(model), external, save_as_external_data=True, size_threshold=0, location="weights")
+    written = [tmp_path / "inside.onnx", tmp_path / "outside.onnx"]
+    for source, output in zip((model, external), written, strict=True):
+        report = convert_model(source, output=output, method="fit", validate=False, **QUICK)
+        assert report.rotations.done
+    one, other = (onnx.load(path) for path in written)
+    arrays = [{v.name: onnx.numpy_helper.to_array(v) for v in proto.graph.initializer} for proto in (one, other)]
+    assert arrays[0].keys() == arrays[1].keys()
+    assert all(np.array_equal(arrays[0][name], arrays[1][name]) for name in arrays[0])
+
+
 def test_the_same_seed_writes_the_same_file(model: Path, tmp_path: Path) -> None:
     files = [tmp_path / f"{name}.onnx" for name in ("first", "again", "other")]
     for file, seed in zip(files, (3, 3, 4), strict=True):

@@ -31,6 +31,7 @@ from dynorm_onnx.functions import Function
 from dynorm_onnx.graph.linear import find_linear_layers
 from dynorm_onnx.graph.linear_layer import LinearLayer
 from dynorm_onnx.graph.lower import LoweredNorm
+from dynorm_onnx.graph.mapped import let_go
 from dynorm_onnx.graph.rewrite import set_initializers
 from dynorm_onnx.runtime.arrays import Feeds
 
@@ -81,7 +82,7 @@ def reconstruct(
             weights.update(solved)
             if tail is not None and tail.logits in group.layers:
                 weights.update(_solve_tail(tail, converted, function, fits, activations))
-            _unmap(group)
+            let_go(*(value for layer in group.layers for value in layer.initializers))
 
         return solve
 
@@ -180,11 +181,3 @@ def _solve_ridges(
 
 def _makes(logits: str | None, layer: LinearLayer) -> bool:
     return logits is not None and layer.y is not None and layer.y.name == logits
-
-
-def _unmap(group: LayerGroup) -> None:
-    """Lets go of the pages of external weights that solving has read."""
-    for layer in group.layers:
-        for value in layer.initializers:
-            if isinstance(value.const_value, ir.ExternalTensor):
-                value.const_value.release()

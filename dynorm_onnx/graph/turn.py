@@ -16,6 +16,7 @@ import onnx_ir as ir
 from dynorm_onnx.graph.basis import StreamBasis
 from dynorm_onnx.graph.emit import add_initializer, set_tensor
 from dynorm_onnx.graph.lower import LoweredNorm, sum_operands
+from dynorm_onnx.graph.mapped import let_go
 from dynorm_onnx.graph.model_io import clone
 from dynorm_onnx.graph.rewrite import node_in
 from dynorm_onnx.graph.unique_names import Names
@@ -64,6 +65,7 @@ def turn(
 
     def change(name: str, axis: int, matrix: np.ndarray) -> None:
         array = _multiplied(values[name], axis, matrix)
+        let_go(values[name])
         made = keep(name, array)
         set_tensor(values[name], ir.tensor(made, name=name) if isinstance(made, np.ndarray) else made)
         changed[name] = None
@@ -93,8 +95,6 @@ def _multiplied(value: ir.Value, axis: int, matrix: np.ndarray) -> np.ndarray:
         for start in range(0, len(rows), step):
             block = rows[start : start + step].astype(np.float64)
             new[start : start + step] = (block @ matrix).astype(stored.dtype)
-    if isinstance(tensor, ir.ExternalTensor):
-        tensor.release()  # lets go of the pages of the file
     return result
 
 

@@ -21,6 +21,7 @@ from dynorm_onnx.calibration.rows import Rows
 from dynorm_onnx.functions.coupling import applied
 from dynorm_onnx.graph.basis import StreamBasis
 from dynorm_onnx.graph.lower import LoweredNorm
+from dynorm_onnx.graph.mapped import let_go
 from dynorm_onnx.runtime.arrays import Feeds
 
 LOOKED_AT = 32_768
@@ -159,15 +160,21 @@ def _metric(lowered: ir.Model, basis: StreamBasis, norm: LoweredNorm) -> np.ndar
     """G [C, C] float64, of the layers behind the norm with its weight moved into them."""
     total = np.zeros((basis.channels, basis.channels))
     for name in basis.read[norm]:
-        tensor = lowered.graph.initializers[name].const_value
-        assert tensor is not None
-        rows = np.moveaxis(tensor.numpy(), basis.readers[name], -1)
-        rows = rows.reshape(-1, basis.channels)
-        step = max(_BLOCK // basis.channels, 1)
-        for start in range(0, len(rows), step):
-            block = rows[start : start + step].astype(np.float64)
-            total += block.T @ block
-        if isinstance(tensor, ir.ExternalTensor):
-            tensor.release()  # lets go of the pages of the file
+        value = lowered.graph.initializers[name]
+        total += _products(value, basis.readers[name])
+        let_go(value)
     weight = np.asarray(norm.weight, np.float64)
     return np.asarray(weight[:, None] * total * weight)
+
+
+def _products(value: ir.Value, axis: int) -> np.ndarray:
+    """W W^T [C, C] of a weight whose `axis` is over the channels, a few rows in float64 at a time."""
+    assert value.const_value is not None
+    rows = np.moveaxis(value.const_value.numpy(), axis, -1)
+    channels = rows.shape[-1]
+    rows = rows.reshape(-1, channels)
+    total, step = np.zeros((channels, channels)), max(_BLOCK // channels, 1)
+    for start in range(0, len(rows), step):
+        block = rows[start : start + step].astype(np.float64)
+        total += block.T @ block
+    return total
