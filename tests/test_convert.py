@@ -16,7 +16,7 @@ from dynorm_onnx import convert_model
 from dynorm_onnx.report import Report
 from tests.shipped import FOLDER, MODEL, NORMS, TEXT
 
-QUICK = ["--data", str(TEXT), "--samples", "8", "--max-length", "48", "--method", "fit", "--no-time"]
+QUICK = ["--data", str(TEXT), "--samples", "8", "--max-length", "48", "--method", "fit", "--no-time", "--no-rotate"]
 
 
 def run(*arguments: object, encoding: str = "utf-8") -> subprocess.CompletedProcess[str]:
@@ -95,7 +95,7 @@ def test_what_cannot_be_told_is_not_written(tmp_path: Path) -> None:
 
 
 def test_a_model_that_is_not_usable_says_so_first(tmp_path: Path) -> None:
-    data = ["--data", TEXT, "--samples", 2, "--max-length", 8, "--method", "fit", "--no-time"]
+    data = ["--data", TEXT, "--samples", 2, "--max-length", 8, "--method", "fit", "--no-time", "--no-rotate"]
     done = run(MODEL, *data, "-o", tmp_path / "out.onnx")
     assert done.returncode == 0 and (tmp_path / "out.onnx").exists()
     assert done.stdout.startswith("this model is not usable: the next-token loss rises")

@@ -19,7 +19,15 @@ TOKENIZER = FOLDER / "tokenizer.json"
 
 def converted(model: Path, output: Path, **knobs: object) -> Report:
     return convert_model(
-        model, output=output, data=TEXT, tokenizer=TOKENIZER, samples=SAMPLES, method="fit", time=False, **knobs
+        model,
+        output=output,
+        data=TEXT,
+        tokenizer=TOKENIZER,
+        samples=SAMPLES,
+        method="fit",
+        time=False,
+        rotate=False,
+        **knobs,
     )
 
 

@@ -17,7 +17,7 @@ from dynorm_onnx.runtime.variants import CONVERTED, FUSED, ORIGINAL
 from tests.shipped import MODEL, NORMS, TEXT
 from tests.tolerances import relative_error
 
-QUICK: dict[str, Any] = {"data": TEXT, "samples": 4, "max_length": 32, "method": "fit", "time": False}
+QUICK: dict[str, Any] = {"data": TEXT, "samples": 4, "max_length": 32, "method": "fit", "time": False, "rotate": False}
 TOKENS = {"input_ids": np.random.default_rng(0).integers(0, 256, (2, 40))}
 
 
@@ -57,7 +57,8 @@ def test_a_weight_that_was_folded_is_no_operator(tmp_path: Path) -> None:
 
 def test_the_command_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output, page = tmp_path / "out.onnx", tmp_path / "page.html"
-    arguments = ["--data", TEXT, "--samples", "4", "--max-length", "32", "--method", "fit", "--no-time", "-q"]
+    knobs = ["--samples", "4", "--max-length", "32", "--method", "fit", "--no-time", "--no-rotate", "-q"]
+    arguments = ["--data", TEXT, *knobs]
     assert main([*map(str, (MODEL, *arguments, "-o", output, "--report", page)), "--inline"]) == 0
     assert f"written in standard operators, without functions: {output}" in " ".join(capsys.readouterr().out.split())
     assert "in standard operators, without functions" in page.read_text()

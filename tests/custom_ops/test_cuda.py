@@ -424,7 +424,8 @@ def test_the_shipped_model(function: str, optimize: str, tmp_path: Path) -> None
     path = tmp_path / "converted.onnx"
     data: dict[str, Any] = {"data": TEXT, "samples": 8, "max_length": 64}
     convert_model(
-        MODEL, to=function, output=path, method="fit", optimize=optimize, time=False, validate=False, **data
+        MODEL, to=function, output=path, method="fit", optimize=optimize, time=False, validate=False,
+        rotate=False, **data,
     )  # fmt: skip
     on_cpu = make_session(path, kernels=False)
     on_gpu = make_session(path, provider=DEVICE, kernels=True, provider_options={"use_tf32": "0"})

@@ -62,10 +62,10 @@ def test_ray(converted: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> 
 
 def test_genai(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     runpy.run_path(str(FOLDER / "genai.py"))["write"](tmp_path / "in")
-    quick = ["--samples", "8", "--max-length", "64", "--method", "fit", "--no-validate", "--no-time", "--to", "dyt"]
-    assert (
-        main(["genai", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--data", str(TEXT), "--json", *quick]) == 0
-    )
+    skipped = ["--no-validate", "--no-time", "--no-rotate"]
+    quick = ["--samples", "8", "--max-length", "64", "--method", "fit", "--to", "dyt", *skipped]
+    folders = [str(tmp_path / "in"), "-o", str(tmp_path / "out")]
+    assert main(["genai", *folders, "--data", str(TEXT), "--json", *quick]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["to"] == "dyt" and report["output"] == str(tmp_path / "out" / "model.onnx")
     assert [site["status"] for site in report["sites"]] == ["converted"] * 9

@@ -29,7 +29,14 @@ needs_genai = pytest.mark.skipif(
     importlib.util.find_spec("onnxruntime_genai") is None,
     reason="onnxruntime-genai is not installed: pip install 'dynorm-onnx[serving]'",
 )
-QUICK: dict[str, Any] = {"samples": 8, "max_length": 64, "method": "fit", "validate": False, "time": False}
+QUICK: dict[str, Any] = {
+    "samples": 8,
+    "max_length": 64,
+    "method": "fit",
+    "validate": False,
+    "time": False,
+    "rotate": False,
+}
 PROMPT = b"def main():\n"
 COUNT = 40
 

@@ -21,7 +21,14 @@ from tests.custom_ops.twice import SAMPLES, build, write_model
 from tests.serving.test_triton import parsed
 from tests.shipped import FOLDER, TEXT
 
-QUICK: dict[str, Any] = {"samples": 4, "max_length": 32, "method": "fit", "validate": False, "time": False}
+QUICK: dict[str, Any] = {
+    "samples": 4,
+    "max_length": 32,
+    "method": "fit",
+    "validate": False,
+    "time": False,
+    "rotate": False,
+}
 
 
 @pytest.fixture(scope="module")
