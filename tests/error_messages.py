@@ -295,6 +295,7 @@ TABLE: dict[str, dict[str, str]] = {
         "no Triton server answers at": "serving/test_command_line.py::test_no_server_is_a_sentence",
     },
     "serving/model_files.py": {
+        "another file of the folder is called": "serving/test_own_libraries.py::test_two_files_of_one_name",
         "--max-batch-size must be at least 0, not": "serving/test_triton.py::test_knobs_are_checked",
     },
     "serving/open_inference.py": {
@@ -331,7 +332,6 @@ TABLE: dict[str, dict[str, str]] = {
         "has no shape in the model, and Triton": "serving/test_triton.py::test_what_cannot_be_served_is_named",
     },
     "serving/triton.py": {
-        "another file of the folder is called": "serving/test_own_libraries.py::test_two_files_of_one_name",
         "--threads must be at least 0, not": "serving/test_triton.py::test_knobs_are_checked",
         "is not one of": "serving/test_triton.py::test_knobs_are_checked",
         "… must be at least …, not …": "serving/test_triton.py::test_knobs_are_checked",

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import onnx_ir as ir
 
 from dynorm_onnx.errors import UsageError
 from dynorm_onnx.graph import model_io
+from dynorm_onnx.runtime.user_libraries import registered
 from dynorm_onnx.serving.tensors import ServedSignature
 
 DEFAULT_BATCH = 8
@@ -49,3 +52,20 @@ def put_model(model: ir.Model, source: Path, target: Path) -> None:
         model_io.save(model, target)
     else:
         shutil.copyfile(source, target)
+
+
+def libraries_by_name(files: Sequence[str | os.PathLike[str]], taken: Collection[str]) -> dict[str, Path]:
+    """The user's libraries, which must load, by the names that they have beside the model.
+
+    Raises UsageError for a file that is missing or no library, or that is called like another or one of `taken`.
+    """
+    with registered(files):
+        pass
+    found: dict[str, Path] = {}
+    for path in map(Path, files):
+        if path.name in (*found, *taken):
+            raise UsageError(
+                f"--custom-op-library {path}: another file of the folder is called {path.name} too: rename it"
+            )
+        found[path.name] = path
+    return found

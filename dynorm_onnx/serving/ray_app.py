@@ -46,6 +46,7 @@ class Settings:
     """The `args` of serve.yaml."""
 
     model: str  # the file, on every node
+    custom_op_libraries: Sequence[str]  # files too, whose operators the model has
     name: str  # of the model in the server
     provider: str  # "cpu" or "cuda"
     library: bool  # False: run by the function bodies
@@ -76,6 +77,7 @@ class Model:
             provider=settings.provider,
             kernels=None if settings.library else False,
             threads=settings.threads or None,
+            custom_op_libraries=settings.custom_op_libraries,
         )
         self._outputs = [tensor.name for tensor in self._signature.outputs]
         self._running_since: float | None = None

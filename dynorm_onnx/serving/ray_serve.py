@@ -2,6 +2,7 @@
 
     APP/serve.yaml
     APP/model.onnx, model.onnx.data
+    APP/libtheirs.so    (libraries of the user's own operators)
 
 The application itself is dynorm_onnx.serving.ray_app, which serve.yaml names; the fields of serve.yaml are those of
 ray.serve.schema.ServeDeploySchema.
@@ -11,6 +12,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -18,7 +21,13 @@ from dynorm_onnx.config import PROVIDERS
 from dynorm_onnx.errors import ModelError, UsageError
 from dynorm_onnx.graph import model_io
 from dynorm_onnx.serving.folders import new_folder
-from dynorm_onnx.serving.model_files import DEFAULT_BATCH, batch_size, checked_name, put_model
+from dynorm_onnx.serving.model_files import (
+    DEFAULT_BATCH,
+    batch_size,
+    checked_name,
+    libraries_by_name,
+    put_model,
+)
 from dynorm_onnx.serving.open_inference import datatype, is_spoken
 from dynorm_onnx.serving.tensors import ServedSignature, served_signature
 from dynorm_onnx.serving.yaml_text import yaml_documents
@@ -69,6 +78,7 @@ def write_ray_application(
     deployment: RayDeployment | None = None,
     max_batch_size: int | None = None,
     host_folder: str | None = None,
+    custom_op_library: Sequence[str | os.PathLike[str]] = (),
 ) -> Path:
     """Write the folder OUTPUT, with a serve.yaml for `serve run` and `serve deploy`; the model file is not changed.
 
@@ -80,13 +90,14 @@ def write_ray_application(
         max_batch_size: samples in one batch; None: 8 where the first axis of all inputs and outputs is one and the
             same named free size, and 0, no batching, elsewhere.
         host_folder: where OUTPUT is on every node of the cluster; None: where it is written.
+        custom_op_library: files of libraries whose operators the model has; replicas register copies beside the model.
 
     Returns:
         The serve.yaml.
 
     Raises:
-        ModelError: the model cannot be read or be served; the tensor is named. UsageError: a knob is out of range, or
-        the folder is there already; then nothing was written.
+        ModelError: the model cannot be read or be served; the tensor is named. UsageError: a knob is out of range, a
+        library cannot be loaded, or the folder is there already; then nothing was written.
     """
     source, target = Path(model), Path(output)
     name = checked_name(name if name is not None else source.stem)
@@ -97,9 +108,12 @@ def write_ray_application(
     signature = served_signature(loaded)
     _check_types(signature)
     size = batch_size(signature, max_batch_size)
-    config = _config(name, str(PurePosixPath(folder) / _MODEL), deployment or RayDeployment(), size)
+    libraries = libraries_by_name(custom_op_library, (_MODEL, CONFIG))
+    config = _config(name, PurePosixPath(folder), list(libraries), deployment or RayDeployment(), size)
     with new_folder(target) as working:
         put_model(loaded, source, working / _MODEL)
+        for file, library in libraries.items():
+            shutil.copyfile(library, working / file)
         (working / CONFIG).write_text(yaml_documents([config]), encoding="utf-8")
     return target / CONFIG
 
@@ -110,13 +124,15 @@ def _check_types(signature: ServedSignature) -> None:
             raise ModelError(f"{tensor.name!r} is {datatype(tensor)}: a Ray application takes numbers and booleans")
 
 
-def _config(name: str, model: str, deployment: RayDeployment, max_batch: int) -> dict[str, Any]:
+def _config(
+    name: str, folder: PurePosixPath, libraries: Sequence[str], deployment: RayDeployment, max_batch: int
+) -> dict[str, Any]:
     address, port = deployment.listen
     application = {
         "name": name,
         "route_prefix": "/",
         "import_path": IMPORT_PATH,
-        "args": _arguments(name, model, deployment, max_batch),
+        "args": _arguments(name, folder, libraries, deployment, max_batch),
         "deployments": [_replicas(deployment, max_batch)],
     }
     return {
@@ -126,11 +142,14 @@ def _config(name: str, model: str, deployment: RayDeployment, max_batch: int) ->
     }
 
 
-def _arguments(name: str, model: str, deployment: RayDeployment, max_batch: int) -> dict[str, Any]:
+def _arguments(
+    name: str, folder: PurePosixPath, libraries: Sequence[str], deployment: RayDeployment, max_batch: int
+) -> dict[str, Any]:
     """The fields of ray_app.Settings."""
     threads = deployment.threads if deployment.threads is not None else max(1, int(deployment.cpus))
     return {
-        "model": model,
+        "model": str(folder / _MODEL),
+        "custom_op_libraries": [str(folder / library) for library in libraries],
         "name": name,
         "provider": deployment.provider,
         "library": deployment.library,

@@ -24,10 +24,9 @@ from dynorm_onnx.errors import ModelError, UsageError
 from dynorm_onnx.functions.base import DOMAIN
 from dynorm_onnx.graph import model_io
 from dynorm_onnx.runtime.session import has_kernels
-from dynorm_onnx.runtime.user_libraries import registered
 from dynorm_onnx.serving.config_pbtxt import KINDS, TritonConfig
 from dynorm_onnx.serving.folders import new_folder
-from dynorm_onnx.serving.model_files import batch_size, checked_name, put_model
+from dynorm_onnx.serving.model_files import batch_size, checked_name, libraries_by_name, put_model
 from dynorm_onnx.serving.tensors import ServedSignature, served_signature
 
 log = logging.getLogger(__name__)
@@ -87,7 +86,7 @@ def write_triton_model(
     loaded = model_io.load(source)
     signature = served_signature(loaded)
     _check_backend(backend, signature)
-    libraries = _by_name(custom_op_library)
+    libraries = libraries_by_name(custom_op_library, (LIBRARY_NAME, _MODEL, "model.py"))
     if library and _uses_dynorm(loaded) and (ours := _library_for(provider)) is not None:
         libraries[LIBRARY_NAME] = ours
     config = TritonConfig(
@@ -148,20 +147,6 @@ def _library_for(provider: str) -> Path | None:
         log.warning("%s has no kernels for %s: it is left out, the model runs by its function bodies", path, provider)
         return None
     return path
-
-
-def _by_name(files: Sequence[str | os.PathLike[str]]) -> dict[str, Path]:
-    """The user's libraries, which must load, by the names that they have beside the model."""
-    with registered(files):
-        pass
-    found: dict[str, Path] = {}
-    for path in map(Path, files):
-        if path.name in (*found, LIBRARY_NAME, _MODEL, "model.py"):
-            raise UsageError(
-                f"--custom-op-library {path}: another file of the folder is called {path.name} too: rename it"
-            )
-        found[path.name] = path
-    return found
 
 
 def _host_paths(host_repository: str, name: str, libraries: Iterable[str]) -> tuple[str, ...]:

@@ -15,9 +15,12 @@ import onnx
 import pytest
 
 from dynorm_onnx.errors import UsageError
+from dynorm_onnx.runtime.session import make_session
 from dynorm_onnx.serving.genai import convert_genai_folder
+from dynorm_onnx.serving.ray_serve import write_ray_application
 from dynorm_onnx.serving.triton import write_triton_model
 from tests.custom_ops.twice import SAMPLES, build, write_model
+from tests.serving.test_ray_serve import read
 from tests.serving.test_triton import parsed
 from tests.shipped import FOLDER, TEXT
 
@@ -60,6 +63,16 @@ def test_a_triton_model_takes_its_library_along(library: Path, tmp_path: Path) -
     folder = write_triton_model(write_model(tmp_path), tmp_path, "lm", custom_op_library=[library])
     assert list(parsed(folder).model_operations.op_library_filename) == ["/models/lm/1/libtwice.so"]
     assert (folder / "1" / "libtwice.so").read_bytes() == library.read_bytes()
+
+
+def test_a_ray_application_takes_its_library_along(library: Path, tmp_path: Path) -> None:
+    model = write_model(tmp_path)
+    config = write_ray_application(model, tmp_path / "app", custom_op_library=[library])
+    arguments = read(config)["applications"][0]["args"]
+    assert arguments["custom_op_libraries"] == [str(tmp_path / "app" / "libtwice.so")]
+    opened = make_session(arguments["model"], custom_op_libraries=arguments["custom_op_libraries"])
+    by_hand = make_session(model, custom_op_libraries=[library])
+    assert np.array_equal(opened.run(None, SAMPLES)[0], by_hand.run(None, SAMPLES)[0])
 
 
 def test_the_python_backend_registers_it(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
