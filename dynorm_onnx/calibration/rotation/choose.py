@@ -6,12 +6,17 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from dynorm_onnx.calibration.fit import fit
 from dynorm_onnx.calibration.moments import Range, moments_of
 from dynorm_onnx.calibration.rotation.search import JITTER, find_rotation
 from dynorm_onnx.calibration.rotation.tokens import NormTokens
 from dynorm_onnx.functions import Function
+
+ALONE = 512
+"""Channels up to which one thread computes products: they are over before another is there to help, and beside other
+work two take four times as long as one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +45,9 @@ def choose_rotation(
     """The rotation sought for the norms of one stream, which leaves `axes` alone, and the channels' mean where one is a
     LayerNorm."""
     channels = norms[0].x.shape[1]
-    rotation = find_rotation(norms, _fixed(norms, axes, channels), rng, progress)
-    before, after = (error_in(norms, function, basis) for basis in (np.eye(channels), rotation))
+    with threadpool_limits(1 if channels <= ALONE else None, user_api="blas"):
+        rotation = find_rotation(norms, _fixed(norms, axes, channels), rng, progress)
+        before, after = (error_in(norms, function, basis) for basis in (np.eye(channels), rotation))
     return Chosen(rotation, before, after, tuple(axes))
 
 
