@@ -54,7 +54,7 @@ class Files:
         """By --method reconstruct, calibrated on the first part of the text."""
         given = {"data": self._text, "tokenizer": HERE / "tokenizer.json", "samples": SAMPLES, "max_length": LENGTH}
         return self.made(
-            name, lambda path: dynorm_onnx.convert_model(model, output=path, time=False, **given, **knobs)
+            name, lambda path: dynorm_onnx.convert_model(model, output=path, time=False, rotate=False, **given, **knobs)
         )  # fmt: skip
 
 
