@@ -30,7 +30,12 @@ SEARCH_LIMIT = 4 << 30
 
 def is_too_large(layer: LinearLayer) -> bool:
     """Whether the search for this layer's weights would take more memory than SEARCH_LIMIT."""
-    return 8 * 2 * (MEMORY + 3) * layer.inputs * layer.outputs > SEARCH_LIMIT
+    return are_too_many(layer.inputs * layer.outputs)
+
+
+def are_too_many(weights: int) -> bool:
+    """Whether a search for so many numbers would take more memory than SEARCH_LIMIT."""
+    return 8 * 2 * (MEMORY + 3) * weights > SEARCH_LIMIT
 
 
 @dataclasses.dataclass(frozen=True)

@@ -76,7 +76,9 @@ def reconstruct(
         def solve(converted: ir.Model, activations: Callable[[], Iterator[Activations]]) -> None:
             solved = {
                 name: store.keep(name, array)
-                for name, array in solve_group(group, activations, None if tail else logits).items()
+                for name, array in solve_group(
+                    group, activations, logits if tail is None or tail.head_stays else None
+                ).items()
             }
             set_initializers(converted, solved)
             weights.update(solved)

@@ -16,8 +16,8 @@ import onnx_ir as ir
 
 from dynorm_onnx.calibration.fit import Fit
 from dynorm_onnx.calibration.held_out import held_out_rows
-from dynorm_onnx.calibration.last_layer import WORK_LIMIT, is_too_large, log_softmax, mean_kl, sampling_step, search
-from dynorm_onnx.calibration.lbfgs import MEMORY, Objective
+from dynorm_onnx.calibration.last_layer import WORK_LIMIT, are_too_many, log_softmax, mean_kl, sampling_step, search
+from dynorm_onnx.calibration.lbfgs import Objective
 from dynorm_onnx.calibration.plan import SolvePoint
 from dynorm_onnx.calibration.stages import Activations
 from dynorm_onnx.functions import Function, NormParameters
@@ -25,8 +25,6 @@ from dynorm_onnx.functions.coupling import applied
 from dynorm_onnx.graph.linear_layer import LinearLayer
 from dynorm_onnx.graph.lower import LoweredNorm
 
-SEARCH_LIMIT = 4 << 30
-"""Bytes that L-BFGS may take for its steps; a tail that needs more is not fitted."""
 PART_LIMIT = 128 << 20
 """Bytes of each array of a number for every word that a search holds at a time, the original's aside."""
 HEAD_STAYS_WORK_LIMIT = 1.2e11
@@ -73,9 +71,10 @@ def find_tail(
         return None
     for layer in layers:
         if layer.residual is not None and layer.residual.total is norm.x and layer.feature_axis == -1:
-            if 8 * 2 * (MEMORY + 3) * layer.inputs * layer.outputs > SEARCH_LIMIT:
+            if are_too_many(layer.inputs * layer.outputs):
                 return None
-            return Tail(layer, norm, last, head_stays=last in held or is_too_large(last))
+            tail = Tail(layer, norm, last, head_stays=last in held)
+            return dataclasses.replace(tail, head_stays=tail.head_stays or are_too_many(tail.weights))
     return None
 
 

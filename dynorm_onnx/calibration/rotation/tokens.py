@@ -17,6 +17,7 @@ from dynorm_onnx.calibration.data import signature
 from dynorm_onnx.calibration.fit_rows import Leeway, steeper
 from dynorm_onnx.calibration.held_out import HeldOut, held_out_rows, held_out_samples
 from dynorm_onnx.calibration.observe import Observed, observe, usable_rows
+from dynorm_onnx.calibration.one_parameter import norm_core
 from dynorm_onnx.calibration.rows import Rows
 from dynorm_onnx.functions.coupling import applied
 from dynorm_onnx.graph.basis import StreamBasis
@@ -115,7 +116,7 @@ def _tokens(
         ordinary &= ~massive
     places = np.flatnonzero(ordinary)
     sample = rng.choice(places, most, replace=False) if len(places) > most else places
-    target = normalised(norm, x[sample])
+    target = norm_core(norm.kind, x[sample], norm.epsilon)
     x = applied(chosen.coupling, x)
     unit = np.sqrt(np.median(squared_lengths(norm.kind, norm.epsilon, x)) / x.shape[1])
     metric = _metric(lowered, basis, norm)
@@ -136,14 +137,6 @@ def _massive_channels(x: np.ndarray, squares: np.ndarray) -> np.ndarray:
     if not len(x):
         return np.zeros(x.shape[1], bool)
     return np.asarray((np.square(x) / squares[:, None]).mean(0) > MASSIVE_SHARE)
-
-
-def normalised(norm: LoweredNorm, x: np.ndarray) -> np.ndarray:
-    """What the norm makes of x [T, C], without its weight and bias."""
-    wide = np.asarray(x, np.float64)
-    if norm.kind == "layer":
-        wide = wide - wide.mean(-1, keepdims=True)
-    return np.asarray(wide / np.sqrt(np.square(wide).mean(-1, keepdims=True) + norm.epsilon))
 
 
 def _rows(observed: Observed, held_out: Sequence[HeldOut | None]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
