@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 
-import ml_dtypes
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -23,18 +22,11 @@ from dynorm_onnx.runtime.session import run_model
 from tests.builders.convert import replaced
 from tests.builders.execute import run_ort
 from tests.builders.holders import in_if, in_loop, in_scan
+from tests.functions.test_body import CHANNELS, TYPES, every_function
 from tests.tolerances import TOLERANCE, relative_error
 
-CHANNELS = 24
-TYPES = {
-    "float32": (TensorProto.FLOAT, np.dtype(np.float32)),
-    "float16": (TensorProto.FLOAT16, np.dtype(np.float16)),
-    "bfloat16": (TensorProto.BFLOAT16, np.dtype(ml_dtypes.bfloat16)),
-    "double": (TensorProto.DOUBLE, np.dtype(np.float64)),
-}
 ONES, ZEROS = np.ones(CHANNELS, np.float32), np.zeros(CHANNELS, np.float32)
 RANGES = {"beta": (1.0, 30.0), "alpha": (0.05, 0.4), "shift": (-0.3, 0.3)}
-every_function = pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.name)
 
 
 def parameters(function: Function, size: int, form: Form, rng: np.random.Generator) -> dict[str, np.ndarray]:
