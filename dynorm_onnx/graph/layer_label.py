@@ -14,7 +14,7 @@ _NODES_SEARCHED = 64  # backwards, for a norm whose weight has kept its name
 
 def layer_label(node: ir.Node, weight: ir.Value) -> str:
     """The module of a node and its weight (an initializer): by the weight's name, by what the exporter noted at the
-    node, by the node's own path, by the nearest module before it; the weight's name where nothing tells."""
+    node, by the node's own path, by the nearest module before it, by the node's bare name; the weight's where the node has none."""
     of_weight = _OF_MODULE.fullmatch(weight.name or "")
     if of_weight is not None:
         return of_weight[1]
@@ -25,7 +25,8 @@ def layer_label(node: ir.Node, weight: ir.Value) -> str:
     if name.startswith("/") and name.count("/") > 1:  # TorchScript: /model/layers.0/mlp/down_proj/MatMul
         return name[1:].rpartition("/")[0].replace("/", ".")
     before = _module_before(node)
-    return f"{name or weight.name} after {before}" if before else str(weight.name)
+    named = name or str(weight.name)
+    return f"{named} after {before}" if before else named
 
 
 def _noted(node: ir.Node) -> str | None:
@@ -44,9 +45,12 @@ def _noted(node: ir.Node) -> str | None:
 
 
 def _module_before(node: ir.Node) -> str | None:
-    """The module of the nearest weight upstream that has kept its name."""
+    """The module of the nearest weight upstream that has kept its name; an embedding is before everything, and where the
+    head's layer shares it, it would name each layer after the head."""
     pending, seen = [node], {node}
     for current in pending:  # grows meanwhile
+        if current.op_type == "Gather":
+            continue
         for value in current.inputs:
             found = _OF_MODULE.fullmatch(value.name or "") if value is not None and value.is_initializer() else None
             if found is not None:

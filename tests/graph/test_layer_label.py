@@ -43,9 +43,28 @@ def label(
         ("layers.3.mlp.up", {"notes": NAMESPACE}),
         ("model.layers.0.mlp", {"node": "/model/layers.0/mlp/MatMul"}),
         ("node_linear after layers.0.norm", {"norm": "layers.0.norm.weight"}),
-        ("val_7", {}),
-        ("val_7", {"notes": {"pkg.torch.onnx.name_scopes": "not a list", "namespace": ""}}),
+        ("node_linear", {}),
+        ("val_7", {"node": ""}),
+        ("node_linear", {"notes": {"pkg.torch.onnx.name_scopes": "not a list", "namespace": ""}}),
     ],
 )
 def test_by_what_there_is(expected: str, known: dict) -> None:
     assert label(**known) == expected
+
+
+def test_not_after_the_head_that_shares_the_embedding() -> None:
+    model = ir.from_proto(
+        parser.parse_model(
+            """<ir_version: 10, opset_import: ["" : 21]>
+            g (int64[2] ids) => (float[2, 4] y) <float[9, 4] table = {0}, float[4, 4] val_7 = {0}> {
+              h = Gather(table, ids)
+              y = MatMul(h, val_7)
+            }"""
+        )
+    )
+    gather, matmul = model.graph
+    gather.inputs[0].name = "model.lm_head.weight"  # type: ignore[union-attr]
+    matmul.name = "node_linear"
+    weight = matmul.inputs[1]
+    assert weight is not None
+    assert layer_label(matmul, weight) == "node_linear"
