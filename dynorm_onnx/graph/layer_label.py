@@ -14,7 +14,8 @@ _NODES_SEARCHED = 64  # backwards, for a norm whose weight has kept its name
 
 def layer_label(node: ir.Node, weight: ir.Value) -> str:
     """The module of a node and its weight (an initializer): by the weight's name, by what the exporter noted at the
-    node, by the node's own path, by the nearest module before it, by the node's bare name; the weight's where the node has none."""
+    node, by the node's own path, by the nearest module before it; the node's bare name where nothing tells, the
+    weight's where it has none."""
     of_weight = _OF_MODULE.fullmatch(weight.name or "")
     if of_weight is not None:
         return of_weight[1]
@@ -45,8 +46,8 @@ def _noted(node: ir.Node) -> str | None:
 
 
 def _module_before(node: ir.Node) -> str | None:
-    """The module of the nearest weight upstream that has kept its name; an embedding is before everything, and where the
-    head's layer shares it, it would name each layer after the head."""
+    """The module of the nearest weight upstream that has kept its name; not of an embedding, which is before all, and
+    where the head shares it, would name each layer after the head."""
     pending, seen = [node], {node}
     for current in pending:  # grows meanwhile
         if current.op_type == "Gather":

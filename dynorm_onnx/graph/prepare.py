@@ -11,7 +11,7 @@ from onnx_ir.passes.common import InlinePass
 
 from dynorm_onnx.errors import ModelError
 from dynorm_onnx.graph.emit import add_initializer
-from dynorm_onnx.graph.fixed import without_constant_inputs
+from dynorm_onnx.graph.fixed import is_fixed, without_constant_inputs
 from dynorm_onnx.graph.malformed import refuse_malformed
 from dynorm_onnx.graph.shapes import infer_shapes
 from dynorm_onnx.graph.unique_names import Names
@@ -46,10 +46,11 @@ def prepare(model: ir.Model, tell_types: TellTypes | None = None) -> ir.Model:
     """A clone of `model` in which norms can be found and replaced; it computes the same.
 
     Local functions that hold a norm are inlined, domains in use are imported, reductions that carry
-    `axes` in the place where their opset no longer has it are mended, every node has a name of its
-    own, and types and shapes are inferred as far as that goes. Weights are not read. `tell_types` is
-    asked of the values that are left without a type: behind operators that onnx does not know. Raises
-    ModelError for a node that lacks what its operator reads.
+    `axes` in the place where their opset no longer has it are mended, what reads a copy of an
+    initializer reads the initializer, every node has a name of its own, and types and shapes are
+    inferred as far as that goes. Weights are not read. `tell_types` is asked of the values that are
+    left without a type: behind operators that onnx does not know. Raises ModelError for a node that
+    lacks what its operator reads.
     """
     copy = clone(model)
     without_constant_inputs(copy)
@@ -57,11 +58,25 @@ def prepare(model: ir.Model, tell_types: TellTypes | None = None) -> ir.Model:
     refuse_malformed(copy)
     _inline_norm_functions(copy)
     _mend_reductions(copy)
+    _read_originals(copy.graph)
     _name_nodes(copy)
     infer_shapes(copy)
     if tell_types is not None and _take_types(copy, tell_types):
         infer_shapes(copy)  # bodies read what was untyped
     return copy
+
+
+def _read_originals(graph: ir.Graph) -> None:
+    """Takes out the Identity nodes of initializers that exporters write where they store equal weights once: a weight
+    behind one is a weight, and one with several readers is shared, as those who re-fit or turn weights must see."""
+    for node in graph:
+        if node.op_type != "Identity" or node.domain != "":
+            continue
+        original, read = node.inputs[0], node.outputs[0]
+        if original is None or not is_fixed(original) or read.is_graph_output():
+            continue
+        ir.convenience.replace_all_uses_with(read, original)
+        graph.remove(node, safe=True)
 
 
 def is_norm_name(op_type: str) -> bool:

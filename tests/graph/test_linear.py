@@ -89,12 +89,12 @@ def test_a_layer_whose_weight_is_read_elsewhere_too_is_held() -> None:
     assert [layer.name for layer in find_linear_layers(model.graph).held] == ["w", "w"]
 
 
-@pytest.mark.parametrize(("weight", "named"), [("w", False), ("Identity(w)", True)])
+@pytest.mark.parametrize(("weight", "named"), [("w", False), ("Identity(w)", False), ("Neg(w)", True)])
 def test_a_convolution_is_named_only_where_its_weight_is_computed(weight: str, named: bool) -> None:
     made = "" if weight == "w" else f"v = {weight}\n"
     model = model_of(f"{made}y = Conv<kernel_shape=[3]>(x, {'v' if made else 'w'})", [OUT, IN, 3], "[2, 6, 5]")
     left = find_linear_layers(model.graph).left
-    assert list(left.values()) == (["Identity: its weights are made where the model runs"] if named else [])
+    assert list(left.values()) == (["Neg: its weights are made where the model runs"] if named else [])
 
 
 def test_the_residual_stream_is_seen_and_a_bias_is_none() -> None:

@@ -50,6 +50,6 @@ def _upstream(value: ir.Value) -> Iterator[ir.Node]:
         if node is None or node in seen:
             continue
         seen.add(node)
-        if node.op_type != "Constant":
+        if node.op_type not in ("Constant", "Identity"):
             yield node
         pending.extend(inputs_of(node))
