@@ -96,8 +96,8 @@ class ConvertConfig:
 
     @property
     def rotates(self) -> bool:
-        """Whether streams may be rotated: a training learns their bases itself, and exact norms gain nothing by it."""
-        return self.rotate and self.method != "distil" and self.to != "rmsnorm"
+        """Whether streams may be rotated: exact norms gain nothing by it."""
+        return self.rotate and self.to != "rmsnorm"
 
     @property
     def checkpoint_path(self) -> Path:

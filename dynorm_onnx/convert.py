@@ -130,9 +130,7 @@ def _parser() -> argparse.ArgumentParser:
         sites.add_argument(
             knob, action="append", default=[], metavar="PATTERN", help=f"{effect}: a glob or re:..., repeatable"
         )
-    sites.add_argument(
-        "--no-rotate", dest="rotate", action="store_false", help="fit and reconstruct in the streams' own bases"
-    )
+    sites.add_argument("--no-rotate", dest="rotate", action="store_false", help="leave the streams in their own bases")
     sites.add_argument("--no-fold", dest="fold", action="store_false", help="no exact folds of centring into weights")
     sites.add_argument(
         "--fold-weights", action="store_true", help="fold the replacements' weights into the layers that read them"

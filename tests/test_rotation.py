@@ -78,11 +78,10 @@ def test_the_same_seed_writes_the_same_file(model: Path, tmp_path: Path) -> None
     assert first == again != other
 
 
-@pytest.mark.parametrize("coupled", [0, 2])
-def test_channels_of_sinks_stay_axes(tmp_path: Path, coupled: int) -> None:
+def test_channels_of_sinks_stay_axes(tmp_path: Path) -> None:
     path = saved(tmp_path, planted.model(sinks=True))
     data = planted.samples(sinks=True)
-    report = convert_model(path, output=tmp_path / "out.onnx", method="fit", coupled=coupled, time=False, data=data)
+    report = convert_model(path, output=tmp_path / "out.onnx", method="fit", coupled=0, time=False, data=data)
     massive = planted.CHANNELS - 1
     (done,) = report.rotations.done
     assert massive in done.axes
@@ -94,6 +93,37 @@ def test_channels_of_sinks_stay_axes(tmp_path: Path, coupled: int) -> None:
     free = [channel for channel in range(planted.CHANNELS) if channel not in done.axes]
     assert not np.array_equal(before[:, free], after[:, free])
     assert "channels left as axes" in text_of(report)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("sinks", [False, True])
+def test_a_stream_is_turned_so_that_few_channels_tell_lengths(tmp_path: Path, sinks: bool, tied: bool) -> None:
+    path = saved(tmp_path, planted.model(sinks=sinks, words=planted.telling, tied=tied))
+    known = {"method": "fit", "coupled": planted.TELLING + sinks, "time": False, "data": planted.samples(sinks=sinks)}
+    report = convert_model(path, output=tmp_path / "out.onnx", **known)
+    plain = convert_model(path, output=tmp_path / "plain.onnx", rotate=False, **known)
+    (found,) = report.rotations.lengths
+    assert found.sites == ("first", "last") and found.directions == planted.TELLING + sinks
+    assert found.error_after < 0.3 * found.error_before
+    assert report.rotations.relative_error is not None and report.rotations.relative_error < 1e-5
+    assert error(report) < 0.6 * error(plain)
+    before, after = (
+        {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(file).graph.initializer}["table"]
+        for file in (path, tmp_path / "out.onnx")
+    )
+    if sinks:  # its channel is the first direction, as it was
+        assert np.array_equal(before[:, planted.CHANNELS - 1], after[:, 0])
+        assert not report.rotations.done
+    told = report.as_dict()["rotations"]["lengths"][0]
+    assert told["error_after"] == found.error_after
+    assert f"{found.directions} then tell a token's squared length to" in text_of(report)
+
+
+def test_a_training_begins_with_channels_that_tell_lengths(tmp_path: Path) -> None:
+    path = saved(tmp_path, planted.model(words=planted.telling))
+    known = {"method": "distil", "steps": 2, "coupled": planted.TELLING, "time": False, "data": planted.samples()}
+    report = convert_model(path, output=tmp_path / "out.onnx", **known)
+    assert report.rotations.lengths and not report.rotations.done
 
 
 def test_a_norm_that_a_bound_keeps_stays_a_norm_of_the_turned_stream(model: Path, tmp_path: Path) -> None:
@@ -133,7 +163,7 @@ def test_what_would_change_the_outputs_is_not_kept(model: Path, tmp_path: Path, 
 
 
 def test_too_many_channels_are_named(model: Path, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("dynorm_onnx.rotation.LARGEST", planted.CHANNELS - 1)
+    monkeypatch.setattr("dynorm_onnx.rotation.turned.LARGEST", planted.CHANNELS - 1)
     report = convert_model(model, output=tmp_path / "out.onnx", method="fit", **QUICK)
     assert report.rotations.left[0].reason == "it has 12 channels; a rotation is sought of up to 11"
 

@@ -3,6 +3,9 @@
 RMSNorm(x R) = RMSNorm(x) R for every orthogonal R (Ashkboos et al., SliceGPT, arXiv 2401.15024), and of LayerNorm the
 same holds where R leaves the mean over the channels alone, R 1 = 1. The weight of a norm has to move into the layers
 behind it first, since it treats channels each in its own way.
+
+A head that shares its weight E with the embedding, which becomes E R, reads what the norm gives through a matrix of its
+own: R^T diag(w) R, of C^2 numbers for the V C of a copy.
 """
 
 from __future__ import annotations
@@ -13,8 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from dynorm_onnx.graph.basis import StreamBasis
-from dynorm_onnx.graph.emit import add_initializer, set_tensor
+from dynorm_onnx.graph.basis import StreamBasis, TiedHead
+from dynorm_onnx.graph.emit import Emitter, add_initializer, set_tensor
 from dynorm_onnx.graph.lower import LoweredNorm, sum_operands
 from dynorm_onnx.graph.mapped import let_go
 from dynorm_onnx.graph.model_io import clone
@@ -77,6 +80,9 @@ def turn(
             weight = _array(norm.node.inputs[1]) if len(norm.node.inputs) > 1 else np.ones(basis.channels)
             for name in readers:
                 change(name, basis.readers[name], weight[:, None] * rotation)
+            heads = [head for head in basis.heads if head.norm is norm]
+            if heads and not np.all(weight == 1):
+                changed |= dict.fromkeys(_give_heads(turned, heads, rotation.T @ (weight[:, None] * rotation)))
             changed |= dict.fromkeys(_give_weight(turned, norm, weight, rotation))
     return Turned(turned, tuple(_in_clone(norm, turned) for norm in norms), tuple(changed))
 
@@ -116,6 +122,21 @@ def _give_weight(model: ir.Model, norm: LoweredNorm, weight: np.ndarray, rotatio
         if not value.uses() and not value.is_graph_output() and value.is_initializer():
             model.graph.initializers.pop(str(value.name), None)
     return given
+
+
+def _give_heads(model: ir.Model, heads: Sequence[TiedHead], matrix: np.ndarray) -> list[str]:
+    """Multiplies what heads read, behind one norm, by matrix [C, C], an initializer of the head's type; its name."""
+    names, stem = Names.of(model), f"{heads[0].norm.site_name}.turned.head"
+    dtype = model.graph.initializers[heads[0].weight].dtype
+    assert dtype is not None
+    value = add_initializer(model.graph, names.unique(f"{stem}.weight"), matrix.astype(dtype.numpy()))
+    for head in heads:
+        node = next(node for node in model.graph if node.name == head.node)
+        x = node.inputs[head.position]
+        assert x is not None
+        product = Emitter(model.graph, names, node, stem, [node]).op("MatMul", [x, value], output="y", like=x)
+        node.replace_input_with(head.position, product)
+    return [str(value.name)]
 
 
 def _array(value: ir.Value | None) -> np.ndarray:

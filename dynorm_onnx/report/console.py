@@ -138,6 +138,12 @@ def _folds(report: Report) -> Iterator[str]:
 
 def _rotations(report: Report) -> Iterator[str]:
     """A line for each stream that was turned."""
+    for found in report.rotations.lengths:
+        yield (
+            f"rotated: the stream of {found.channels} channels that {len(found.sites)} norms read, of which "
+            f"{found.directions} then tell a token's squared length to {found.error_after:.3f} instead of "
+            f"{found.error_before:.3f} (relative; outputs moved by {report.rotations.relative_error or 0:.1g})"
+        )
     for stream in report.rotations.done:
         axes = f", {len(stream.axes)} massive or coupled channels left as axes" if stream.axes else ""
         yield (

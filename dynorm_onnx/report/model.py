@@ -142,6 +142,7 @@ class Report:
                 "relative_error": self.folds.error,
             },
             "rotations": {
+                "lengths": [dataclasses.asdict(turning) for turning in self.rotations.lengths],
                 "done": [dataclasses.asdict(turning) for turning in self.rotations.done],
                 "left": [dataclasses.asdict(stream) for stream in self.rotations.left],
                 "relative_error": self.rotations.relative_error,

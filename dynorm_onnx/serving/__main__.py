@@ -199,7 +199,7 @@ def _add_genai(parser: argparse.ArgumentParser) -> None:
     add("--method", choices=METHODS, default=defaults["method"], help="(%(default)s)")
     for knob, effect in (("--only", "replace only sites that match"), ("--keep", "leave sites that match")):
         add(knob, action="append", default=[], metavar="PATTERN", help=f"{effect}: a glob or re:..., repeatable")
-    add("--no-rotate", dest="rotate", action="store_false", help="fit and reconstruct in the streams' own bases")
+    add("--no-rotate", dest="rotate", action="store_false", help="leave the streams in their own bases")
     add("--inline", action="store_true", help="write standard operators only; the library is left out")
     add("--max-kl", type=float, metavar="X", help="write nothing above this mean KL, nats")
     add("--max-error", type=float, metavar="X", help="write nothing above this relative error")

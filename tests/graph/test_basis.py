@@ -17,7 +17,7 @@ QWEN3 = Path(__file__).parents[2] / "models" / "byte_qwen3" / "byte_qwen3.onnx"
 CHANNELS = 6
 MODEL = """
 <ir_version: 10, opset_import: ["": 23]>
-model (int64[batch, sequence] ids) => (float[batch, sequence, 5] logits) {{
+model (int64[batch, sequence] ids) => (float[batch, sequence, words] logits) {{
     start = Gather(table, ids)
     first = RMSNormalization<epsilon = 0.00001>(start, gain)
     inner = MatMul(first, up)
@@ -33,6 +33,18 @@ model (int64[batch, sequence] ids) => (float[batch, sequence, 5] logits) {{
 """
 
 
+TIED = {
+    "transposed": "turned = Transpose<perm = [1, 0]>(table) logits = MatMul(last, turned)",
+    "of the last rows": "some = Slice(last, one, size, one) turned = Transpose(table) logits = MatMul(some, turned)",
+    "behind a cast": "same = Cast<to = 1>(last) turned = Transpose<perm = [1, 0]>(table) logits = MatMul(same, turned)",
+    "twice": "turned = Transpose<perm = [1, 0]>(table) a = MatMul(last, turned) other = Transpose<perm = [1, 0]>(table)\n"
+    "b = MatMul(last, other) logits = Add(a, b)",
+    "beside another": "turned = Transpose<perm = [1, 0]>(table) a = MatMul(last, turned) b = MatMul(last, head)\n"
+    "logits = Concat<axis = -1>(a, b)",
+}
+"""The ends of models whose head is the embedding."""
+
+
 def model(logits: str = "logits = MatMul(last, head)", more: str = "") -> onnx.ModelProto:
     """A table, one layer up and down, and a head, with two norms."""
     proto = onnx.parser.parse_model(MODEL.format(logits=logits, more=more))
@@ -40,6 +52,7 @@ def model(logits: str = "logits = MatMul(last, head)", more: str = "") -> onnx.M
     shapes = {"table": (7, CHANNELS), "up": (CHANNELS, 9), "down": (CHANNELS, 9), "offset": (CHANNELS,),
               "head": (CHANNELS, 5), "gain": (CHANNELS,), "other_gain": (CHANNELS,)}  # fmt: skip
     arrays = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    arrays |= {name: np.array([value]) for name, value in (("size", 3), ("one", 1))}
     arrays |= {"rows": np.array([-1, 9]), "like": np.array([2, 3, CHANNELS])}
     proto.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in arrays.items())
     return onnx.shape_inference.infer_shapes(proto)
@@ -59,14 +72,27 @@ def test_all_that_writes_and_all_that_reads_is_found_with_its_axis() -> None:
     assert {tuple(sorted(names)) for names in basis.read.values()} == {("up",), ("head",)}
 
 
+@pytest.mark.parametrize("end", TIED)
+def test_a_head_that_shares_the_embedding_is_told_apart(end: str) -> None:
+    (basis,) = bases(model(TIED[end]))
+    assert basis.writers == {"table": 1, "down": 0, "offset": 0}
+    assert basis.readers == {"up": 0} | ({"head": 0} if end == "beside another" else {})
+    assert len(basis.heads) == (2 if end == "twice" else 1)
+    assert {(head.weight, head.position) for head in basis.heads} == {("table", 0)}
+    assert {head.norm for head in basis.heads} < set(basis.read)
+
+
 @pytest.mark.parametrize(
     ("proto", "kept", "reason"),
     [
         pytest.param(model(), 1, "reads it too", id="a norm that stays"),
         pytest.param(model(more="more = Exp(sum)"), 0, "Exp .* reads it too", id="the stream itself"),
         pytest.param(
-            model("flipped = Transpose<perm = [1, 0]>(table)\n    logits = MatMul(last, flipped)"), 0,
-            "'table' is read elsewhere too", id="a tied table",
+            model(TIED["transposed"], more="more = Neg(table)"), 0, "'table' is read elsewhere too", id="a table read more"
+        ),
+        pytest.param(
+            model("a = MatMul(last, head) b = MatMul(last, head) logits = Add(a, b)"), 0,
+            "the weight is read in 2 places .* 'head'", id="a head read twice",
         ),
         pytest.param(
             model("curved = Tanh(last)\n    logits = MatMul(curved, head)"), 0, "no linear layer", id="behind a norm"

@@ -55,6 +55,24 @@ def test_root_mean_squares_stay(seed: int) -> None:
     assert relative_error(of_rms(after.model), of_rms(model)) < TOLERANCE["float32"]
 
 
+@pytest.mark.parametrize("end", test_basis.TIED)
+def test_heads_that_share_the_embedding_share_it_still(end: str) -> None:
+    model, after = turned(test_basis.model(test_basis.TIED[end]), 2, keeps_mean=False)
+    assert relative_error(of_rms(after.model), of_rms(model)) < TOLERANCE["float32"]
+    tables = [value for value in after.model.graph.initializers.values() if value.shape == [7, test_basis.CHANNELS]]
+    assert [value.name for value in tables] == ["table"]
+    assert len(after.model.graph) == len(model.graph) + (2 if end == "twice" else 1)
+
+
+def test_behind_a_norm_without_a_weight_nothing_is_put_before_the_head() -> None:
+    proto = test_basis.model(test_basis.TIED["transposed"])
+    (gain,) = [tensor for tensor in proto.graph.initializer if tensor.name == "other_gain"]
+    gain.CopyFrom(onnx.numpy_helper.from_array(np.ones(test_basis.CHANNELS, np.float32), "other_gain"))
+    model, after = turned(proto, 2, keeps_mean=False)
+    assert relative_error(of_rms(after.model), of_rms(model)) < TOLERANCE["float32"]
+    assert len(after.model.graph) == len(model.graph)
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.sampled_from(HARMLESS), max_size=6), st.integers(0, 99))
 def test_layer_norms_of_random_streams_stay(steps: list[str], seed: int) -> None:

@@ -17,6 +17,18 @@ class Turning:
 
 
 @dataclasses.dataclass(frozen=True)
+class LengthTurning:
+    """A stream that was turned so that its first `directions` channels tell how long a token is; for the errors see
+    lengths.ChosenDirections."""
+
+    sites: tuple[str, ...]
+    channels: int
+    directions: int
+    error_before: float
+    error_after: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Unturned:
     """A stream that stayed as it is, and why."""
 
@@ -29,6 +41,7 @@ class Rotations:
     """All streams of a model, how far its outputs moved by the turning (None: nothing was turned), and the initializers
     that are not what they were."""
 
+    lengths: tuple[LengthTurning, ...] = ()
     done: tuple[Turning, ...] = ()
     left: tuple[Unturned, ...] = ()
     relative_error: float | None = None

@@ -1,7 +1,7 @@
 """The search for a rotation: Adam over the rotations themselves, on a few tokens a step.
 
 Every step is a rotation of its own, R <- R cayley(A) with A skew, so that R stays orthogonal (Wen and Yin, A feasible
-method for optimization with orthogonality constraints, 2013). Adam's moments (Kingma and Ba, arXiv 1412.6980) are those
+method for optimization with orthogonality constraints, 2013). Adam's moments are those
 of A's entries. Directions that must stay are taken out of A.
 """
 
@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from dynorm_onnx.calibration.rotation.adam import Adam, cosine
 from dynorm_onnx.calibration.rotation.imitation import Imitation
 from dynorm_onnx.calibration.rotation.tokens import NormTokens
 
@@ -40,10 +41,10 @@ def find_rotation(
     imitations = [Imitation(tokens) for tokens in norms]
     rotation, identity = np.eye(channels, dtype=np.float32), np.eye(channels, dtype=np.float32)
     kept = fixed.astype(np.float32)
-    of_rotation, of_functions = _Adam(), [_Adam() for _ in imitations]
+    of_rotation, of_functions = Adam(), [Adam() for _ in imitations]
     scale = np.array([[3.0], [1.0]], np.float32)
     for step in range(STEPS):
-        rate = _rate(step)
+        rate = cosine(step, STEPS, WARM_UP, LEAST)
         total = np.zeros_like(rotation)
         for place in np.sort(rng.permutation(len(imitations))[:NORMS]):
             one = imitations[place]
@@ -56,30 +57,6 @@ def find_rotation(
         rotation = rotation @ np.linalg.solve(identity - turn, identity + turn)
         progress(step + 1, STEPS)
     return _exact(rotation.astype(np.float64), fixed)
-
-
-class _Adam:
-    """The direction of Adam's steps for one array."""
-
-    def __init__(self, first: float = 0.9, second: float = 0.98) -> None:
-        self._decays = first, second
-        self._mean: np.ndarray | float = 0.0
-        self._square: np.ndarray | float = 0.0
-        self._steps = 0
-
-    def direction(self, gradient: np.ndarray) -> np.ndarray:
-        """Of about 1 in every entry."""
-        first, second = self._decays
-        self._steps += 1
-        self._mean = first * self._mean + (1 - first) * gradient
-        self._square = second * self._square + (1 - second) * np.square(gradient)
-        mean, square = self._mean / (1 - first**self._steps), self._square / (1 - second**self._steps)
-        return np.asarray(mean / (np.sqrt(square) + 1e-8), np.float32)
-
-
-def _rate(step: int) -> float:
-    """A warm-up and a cosine."""
-    return min(1.0, (step + 1) / WARM_UP) * max(0.5 * (1 + np.cos(np.pi * step / STEPS)), LEAST)
 
 
 def _without(kept: np.ndarray, skew: np.ndarray) -> np.ndarray:

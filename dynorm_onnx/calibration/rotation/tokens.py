@@ -71,7 +71,7 @@ def tokens_of_streams(
     basis_of = {norm: basis for basis in bases for norm in basis.read}
     most = {basis: min(SAMPLED, MEMORY // (8 * basis.channels * len(basis.read))) for basis in bases}
     held_out = held_out_samples(batches, outermost=signature(lowered).has_samples_outermost)
-    chosen = _spread(batches)
+    chosen = spread(batches)
     found: dict[StreamBasis, list[NormTokens]] = {basis: [] for basis in bases}
     for observed in observe(lowered, list(basis_of), [batches[place] for place in chosen], progress):
         basis = basis_of[observed[0]]
@@ -82,7 +82,7 @@ def tokens_of_streams(
     return found
 
 
-def _spread(batches: Sequence[Feeds]) -> list[int]:
+def spread(batches: Sequence[Feeds]) -> list[int]:
     """Places of batches spread evenly, with about LOOKED_AT tokens in all."""
     largest = [max((array.size for array in feeds.values() if isinstance(array, np.ndarray)), default=1)
                for feeds in batches]  # fmt: skip
@@ -100,7 +100,7 @@ def _tokens(
     rng: np.random.Generator,
 ) -> NormTokens | None:
     norm = observed[0]
-    x, others = (np.concatenate(parts) for parts in zip(*_rows(observed, held_out), strict=True))
+    x, others = (np.concatenate(parts) for parts in zip(*usable_rows_of(observed, held_out), strict=True))
     squares = squared_lengths(norm.kind, norm.epsilon, x)
     usual = float(np.median(squares)) if len(squares) else 0.0
     if not usual > 0:
@@ -112,7 +112,7 @@ def _tokens(
         axes[[] if chosen.coupling is None else chosen.coupling.channels] = True
     else:
         massive = squares > MASSIVE**2 * usual
-        axes = _massive_channels(x[massive], squares[massive])
+        axes = massive_shares(x[massive], squares[massive]) > MASSIVE_SHARE
         ordinary &= ~massive
     places = np.flatnonzero(ordinary)
     sample = rng.choice(places, most, replace=False) if len(places) > most else places
@@ -132,14 +132,14 @@ def _tokens(
     )
 
 
-def _massive_channels(x: np.ndarray, squares: np.ndarray) -> np.ndarray:
-    """Bool [C]: the channels that hold more than MASSIVE_SHARE of massive tokens x [T, C], by their squared lengths."""
+def massive_shares(x: np.ndarray, squares: np.ndarray) -> np.ndarray:
+    """[C]: the shares that channels hold of massive tokens x [T, C], by their squared lengths [T]."""
     if not len(x):
-        return np.zeros(x.shape[1], bool)
-    return np.asarray((np.square(x) / squares[:, None]).mean(0) > MASSIVE_SHARE)
+        return np.zeros(x.shape[1])
+    return np.asarray((np.square(x) / squares[:, None]).mean(0))
 
 
-def _rows(observed: Observed, held_out: Sequence[HeldOut | None]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def usable_rows_of(observed: Observed, held_out: Sequence[HeldOut | None]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Usable rows [tokens, C] float32, batch by batch, and which of them are held out."""
     norm, activations = observed
     for batch, own in zip(activations(), held_out, strict=True):
@@ -152,9 +152,11 @@ def _rows(observed: Observed, held_out: Sequence[HeldOut | None]) -> Iterator[tu
 def _metric(lowered: ir.Model, basis: StreamBasis, norm: LoweredNorm) -> np.ndarray:
     """G [C, C] float64, of the layers behind the norm with its weight moved into them."""
     total = np.zeros((basis.channels, basis.channels))
-    for name in basis.read[norm]:
+    readers = [(name, basis.readers[name]) for name in basis.read[norm]]
+    heads = [(head.weight, basis.writers[head.weight]) for head in basis.heads if head.norm is norm]
+    for name, axis in (*readers, *heads):
         value = lowered.graph.initializers[name]
-        total += _products(value, basis.readers[name])
+        total += _products(value, axis)
         let_go(value)
     weight = np.asarray(norm.weight, np.float64)
     return np.asarray(weight[:, None] * total * weight)

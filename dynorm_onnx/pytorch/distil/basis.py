@@ -34,7 +34,9 @@ def usable_bases(original: ir.Graph, norms: Sequence[LoweredNorm]) -> tuple[Stre
     """
     found = []
     for basis in find_bases(original, norms):
-        if is_small_enough(basis.channels, len(basis.writers) + len(basis.readers)):
+        if basis.heads:  # what the student shares it cannot learn twice
+            log.info("the basis of a stream of %d channels stays: its head shares the embedding", basis.channels)
+        elif is_small_enough(basis.channels, len(basis.writers) + len(basis.readers)):
             found.append(basis)
     return tuple(found)
 

@@ -259,6 +259,9 @@ def _record(report: Report) -> str:
     if report.folds.done:
         folded = sum(len(fold.sites) for fold in report.folds.done)
         rows.append(("folded exactly", f"{folded:,} norms; outputs moved by {report.folds.error or 0:.1g}"))
+    for turned in report.rotations.lengths:
+        told = f"{turned.directions} tell squared lengths to {turned.error_after:.3f} for {turned.error_before:.3f}"
+        rows.append((f"rotated, {turned.channels:,} channels", told))
     for stream in report.rotations.done:
         told = f"{len(stream.sites):,} norms: error {stream.error_after:.3f} for {stream.error_before:.3f}"
         rows.append((f"rotated, {stream.channels:,} channels", told))

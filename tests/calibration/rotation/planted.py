@@ -1,9 +1,13 @@
-"""A model whose stream has a basis that is known to suit functions of single channels: signs, times a token's length.
+"""A model whose stream has a basis that is known to be good.
 
-There a function that saturates gives what the norm gives, whatever the length; in any other basis none does.
+For functions of single channels: signs, times a token's length. There a function that saturates gives what the norm
+gives, whatever the length; in any other basis none does. For functions with coupled channels: a length that is all in
+TELLING channels; in any other basis it takes many to tell it.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 import onnx
@@ -19,9 +23,11 @@ planted (int64[batch, length] ids) => (float[batch, length, 10] y) {
     down = MatMul(bent, back)
     sum = Add(x, down)
     last = RMSNormalization<epsilon = 0.00001>(sum, other_gain)
-    y = MatMul(last, head)
+    HEAD
 }
 """
+TELLING = 2
+Words = Callable[[int, np.random.Generator], np.ndarray]
 
 
 def orthogonal(size: int, seed: int) -> np.ndarray:
@@ -36,14 +42,21 @@ def signs(count: int, rng: np.random.Generator) -> np.ndarray:
     return rng.choice([-1.0, 1.0], (count, CHANNELS)) * np.exp(0.4 * rng.standard_normal((count, 1)))
 
 
-def model(*, sinks: bool = False, seed: int = 0) -> onnx.ModelProto:
-    """The stream is the good one turned by orthogonal(); with `sinks` word 0 is massive in the last channel, which then
-    lies in the stream as it is."""
+def telling(count: int, rng: np.random.Generator) -> np.ndarray:
+    """Tokens [count, CHANNELS] in the good basis: signs in all channels but TELLING, whose sizes vary."""
+    tokens = rng.choice([-1.0, 1.0], (count, CHANNELS))
+    tokens[:, :TELLING] *= 3 * np.exp(0.5 * rng.standard_normal((count, TELLING)))
+    return tokens
+
+
+def model(*, sinks: bool = False, seed: int = 0, words: Words = signs, tied: bool = False) -> onnx.ModelProto:
+    """The stream is the good one, of `words`, turned by orthogonal(); with `sinks` word 0 is massive in the last
+    channel, which then lies in the stream as it is. With `tied` the head is the table."""
     rng = np.random.default_rng(seed)
     turned = np.eye(CHANNELS)
     size = CHANNELS - sinks
     turned[:size, :size] = orthogonal(size, seed)
-    table = signs(VOCABULARY, rng) @ turned
+    table = words(VOCABULARY, rng) @ turned
     if sinks:
         table[0, -1] = 1000.0
     arrays = {
@@ -54,7 +67,13 @@ def model(*, sinks: bool = False, seed: int = 0) -> onnx.ModelProto:
         "back": 0.05 * rng.standard_normal((20, CHANNELS)),
         "head": rng.standard_normal((CHANNELS, OUTPUTS)),
     }
-    proto = onnx.parser.parse_model(MODEL)
+    text = MODEL.replace(
+        "HEAD", "back_again = Transpose(table) y = MatMul(last, back_again)" if tied else "y = MatMul(last, head)"
+    )
+    if tied:
+        text = text.replace("10] y", f"{VOCABULARY}] y")
+        del arrays["head"]
+    proto = onnx.parser.parse_model(text)
     for name, array in arrays.items():
         proto.graph.initializer.append(onnx.numpy_helper.from_array(array.astype(np.float32), name))
     return onnx.shape_inference.infer_shapes(proto)

@@ -1,0 +1,93 @@
+"""Streams in which functions of single channels gain by a rotation."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from dynorm_onnx.calibration.data import CalibrationData
+from dynorm_onnx.calibration.fit_rows import Leeway
+from dynorm_onnx.calibration.rotation import Chosen, choose_rotation, tokens_of_streams
+from dynorm_onnx.calibration.rotation.outcome import Turning, Unturned
+from dynorm_onnx.calibration.rotation.tokens import NormTokens
+from dynorm_onnx.config import ConvertConfig
+from dynorm_onnx.functions import REGISTRY
+from dynorm_onnx.graph.basis import StreamBasis
+from dynorm_onnx.rotation.turned import Rotated, names_of, turned_by, usable_bases, with_left
+
+LEAST_FREE = 3  # channels that may be turned: two, and one for the mean of LayerNorms
+
+
+def turned_to_axes(
+    config: ConvertConfig,
+    given: Rotated,
+    data: CalibrationData,
+    leeway: Mapping[str, Leeway],
+    progress: Callable[[int, int], None],
+) -> Rotated:
+    """Every stream turned whose functions then err less.
+
+    Not where all of them are straight behind a gain of coupled channels, for which one basis is like another; nor where
+    a training follows, which learns a basis of its own.
+    """
+    straight = {site for site, own in leeway.items() if own.straight and own.most_coupled}
+    if config.distils or straight.issuperset(norm.site_name for norm in given.norms):
+        return given
+    bases, left = usable_bases(given.model, given.norms)
+    bases = [basis for basis in bases if not straight.issuperset(names_of(basis))]
+    known = {stream.sites for stream in given.rotations.left}
+    left = [stream for stream in left if stream.sites not in known and not straight.issuperset(stream.sites)]
+    rng = np.random.default_rng(config.seed)
+    tokens = tokens_of_streams(given.model, bases, data.calibration, leeway, rng, progress) if bases else {}
+    chosen: dict[StreamBasis, Chosen] = {}
+    for basis, seen in tokens.items():
+        found = _sought(config, basis, seen, leeway, rng, progress)
+        if isinstance(found, str):
+            left.append(Unturned(names_of(basis), found))
+        else:
+            chosen[basis] = found
+    return with_left(_turned(config, given, data, chosen), left)
+
+
+def _axes(tokens: Sequence[NormTokens], leeway: Mapping[str, Leeway]) -> list[int]:
+    """The channels that are coupled at a norm of the stream, and the massive ones of a stream with sinks."""
+    if not any(leeway[one.norm.site_name].straight or leeway[one.norm.site_name].most_coupled for one in tokens):
+        return []
+    return np.flatnonzero(np.any([one.axes for one in tokens], axis=0)).tolist()
+
+
+def _sought(
+    config: ConvertConfig,
+    basis: StreamBasis,
+    tokens: Sequence[NormTokens],
+    leeway: Mapping[str, Leeway],
+    rng: np.random.Generator,
+    progress: Callable[[int, int], None],
+) -> Chosen | str:
+    """A rotation that makes the functions err less, or why there is none."""
+    if not tokens:
+        return "no token of the data reaches its norms"
+    axes = _axes(tokens, leeway)
+    if basis.channels - len(axes) < LEAST_FREE:
+        return f"{len(axes)} of its {basis.channels} channels are massive or coupled, and stay as they are"
+    found = choose_rotation(tokens, REGISTRY[config.to], axes, rng, progress)
+    if found.after < found.before:
+        return found
+    return f"the functions would err by {found.after:.3f}, and do by {found.before:.3f} as it is"
+
+
+def _turned(
+    config: ConvertConfig, given: Rotated, data: CalibrationData, chosen: Mapping[StreamBasis, Chosen]
+) -> Rotated:
+    if not chosen:
+        return given
+    outcome = turned_by(config, given, data, {basis: found.rotation for basis, found in chosen.items()})
+    if isinstance(outcome, str):
+        return with_left(given, [Unturned(names_of(basis), outcome) for basis in chosen])
+    done = tuple(
+        Turning(names_of(basis), basis.channels, found.axes, found.before, found.after)
+        for basis, found in chosen.items()
+    )
+    return dataclasses.replace(outcome, rotations=dataclasses.replace(outcome.rotations, done=done))

@@ -1,0 +1,73 @@
+"""Streams whose norms may couple channels: turned so that few channels tell how long a token is."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from dynorm_onnx.calibration.data import CalibrationData
+from dynorm_onnx.calibration.fit_rows import Leeway
+from dynorm_onnx.calibration.rotation import ChosenDirections, choose_directions, length_tokens_of
+from dynorm_onnx.calibration.rotation.length_tokens import LengthTokens
+from dynorm_onnx.calibration.rotation.outcome import LengthTurning, Unturned
+from dynorm_onnx.config import ConvertConfig
+from dynorm_onnx.graph.basis import StreamBasis
+from dynorm_onnx.rotation.turned import Rotated, names_of, turned_by, usable_bases, with_left
+
+
+def turned_to_lengths(
+    config: ConvertConfig,
+    given: Rotated,
+    data: CalibrationData,
+    leeway: Mapping[str, Leeway],
+    progress: Callable[[int, int], None],
+) -> Rotated:
+    """Every stream turned whose norms may all couple channels, where these then tell a token's length better."""
+    coupled = {site: own.most_coupled for site, own in leeway.items()}
+    if not any(coupled.values()):
+        return given
+    bases, left = usable_bases(given.model, given.norms)
+    bases = [basis for basis in bases if all(coupled[site] for site in names_of(basis))]
+    left = [stream for stream in left if any(coupled[site] for site in stream.sites)]
+    rng = np.random.default_rng(config.seed)
+    tokens = length_tokens_of(given.model, bases, data.calibration, coupled, rng, progress) if bases else {}
+    chosen: dict[StreamBasis, ChosenDirections] = {}
+    for basis, seen in tokens.items():
+        found = _sought(basis, seen, rng, progress)
+        if isinstance(found, str):
+            left.append(Unturned(names_of(basis), found))
+        else:
+            chosen[basis] = found
+    return with_left(_turned(config, given, data, chosen), left)
+
+
+def _sought(
+    basis: StreamBasis, tokens: list[LengthTokens], rng: np.random.Generator, progress: Callable[[int, int], None]
+) -> ChosenDirections | str:
+    """Directions that tell lengths better than the channels do, or why there are none."""
+    if any(norm.kind != "rms" for norm in basis.read):
+        return "directions of lengths are sought for RMSNorms only"
+    if not tokens:
+        return "no token of the data reaches its norms"
+    found = choose_directions(tokens, rng, progress)
+    if isinstance(found, str) or found.after < found.before:
+        return found
+    told = f"its channels tell a token's squared length to {found.before:.3f}, and would to {found.after:.3f}"
+    return f"{found.count} of {told}"
+
+
+def _turned(
+    config: ConvertConfig, given: Rotated, data: CalibrationData, chosen: Mapping[StreamBasis, ChosenDirections]
+) -> Rotated:
+    if not chosen:
+        return given
+    outcome = turned_by(config, given, data, {basis: found.rotation for basis, found in chosen.items()})
+    if isinstance(outcome, str):
+        return with_left(given, [Unturned(names_of(basis), outcome) for basis in chosen])
+    told = tuple(
+        LengthTurning(names_of(basis), basis.channels, found.count, found.before, found.after)
+        for basis, found in chosen.items()
+    )
+    return dataclasses.replace(outcome, rotations=dataclasses.replace(outcome.rotations, lengths=told))

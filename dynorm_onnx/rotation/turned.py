@@ -1,0 +1,88 @@
+"""A model with some of its streams turned, if that is proved to be exact."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from dynorm_onnx.calibration.data import CalibrationData
+from dynorm_onnx.calibration.rotation.outcome import NO_ROTATIONS, Rotations, Unturned
+from dynorm_onnx.calibration.store import WeightStore
+from dynorm_onnx.config import ConvertConfig
+from dynorm_onnx.graph.basis import StreamBasis, bases_or_reasons
+from dynorm_onnx.graph.fold import Parity
+from dynorm_onnx.graph.lower import LoweredNorm
+from dynorm_onnx.graph.turn import turn, why_not
+from dynorm_onnx.runtime.arrays import run
+from dynorm_onnx.runtime.pieces import open_for_batches
+
+LARGEST = 1024
+"""Channels of a stream up to which a rotation is sought: a step of the search takes so many cubed, and more."""
+
+WEIGHTS_LIMIT = 1 << 30
+"""Bytes of turned weights that are kept in memory before they go to files."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Rotated:
+    """The lowered model with its streams turned, and its norms; both as they were where nothing was."""
+
+    model: ir.Model
+    norms: tuple[LoweredNorm, ...]
+    rotations: Rotations = NO_ROTATIONS
+
+
+def usable_bases(model: ir.Model, norms: Sequence[LoweredNorm]) -> tuple[list[StreamBasis], list[Unturned]]:
+    """The streams of norms outside bodies that can be turned, and the others, with why not."""
+    outside = [norm for norm in norms if norm.node.graph is model.graph]
+    bases, left = [], []
+    for reading, basis in bases_or_reasons(model.graph, outside):
+        reason = basis if isinstance(basis, str) else _too_large(basis) or why_not(basis)
+        if reason is None and not isinstance(basis, str):
+            bases.append(basis)
+        else:
+            left.append(Unturned(tuple(norm.site_name for norm in reading), str(reason)))
+    return bases, left
+
+
+def turned_by(
+    config: ConvertConfig, given: Rotated, data: CalibrationData, rotations: Mapping[StreamBasis, np.ndarray]
+) -> Rotated | str:
+    """All these streams turned by R [C, C] float64 each, and how far outputs moved by it; or why that is not exact.
+    What was found of each stream is for the caller to add."""
+    store = WeightStore(WEIGHTS_LIMIT)
+    turned = turn(given.model, given.norms, rotations, store.keep)
+    error, reason = _parity(config, data).compare(given.model, turned.model)
+    if reason is not None:
+        return reason
+    moved = max(error or 0.0, given.rotations.relative_error or 0.0)
+    changed = dict.fromkeys((*given.rotations.changed_initializers, *turned.changed))
+    outcome = dataclasses.replace(given.rotations, relative_error=moved, changed_initializers=tuple(changed))
+    return Rotated(turned.model, turned.norms, outcome)
+
+
+def with_left(given: Rotated, left: Sequence[Unturned]) -> Rotated:
+    """The same, and more streams that stayed."""
+    outcome = dataclasses.replace(given.rotations, left=(*given.rotations.left, *left))
+    return dataclasses.replace(given, rotations=outcome)
+
+
+def names_of(basis: StreamBasis) -> tuple[str, ...]:
+    """The sites that read a stream."""
+    return tuple(norm.site_name for norm in basis.read)
+
+
+def _too_large(basis: StreamBasis) -> str | None:
+    if basis.channels <= LARGEST:
+        return None
+    return f"it has {basis.channels:,} channels; a rotation is sought of up to {LARGEST:,}"
+
+
+def _parity(config: ConvertConfig, data: CalibrationData) -> Parity:
+    def outputs(model: ir.Model) -> list[np.ndarray]:
+        return list(run(open_for_batches(model, provider=config.provider), data.calibration[0]).values())
+
+    return Parity(outputs, "calibration data")
