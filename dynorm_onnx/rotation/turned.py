@@ -22,7 +22,7 @@ from dynorm_onnx.runtime.pieces import open_for_batches
 LARGEST = 1024
 """Channels of a stream up to which a rotation is sought: a step of the search takes so many cubed, and more."""
 
-WEIGHTS_LIMIT = 1 << 30
+WEIGHTS_LIMIT = 1 << 28
 """Bytes of turned weights that are kept in memory before they go to files."""
 
 

@@ -64,7 +64,7 @@ class Estimate:
     def sampled(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """x [TOKENS, C] and S [TOKENS] of tokens drawn at random."""
         drawn = rng.integers(len(self._x), size=TOKENS)
-        return self._x[drawn], self._squares[drawn]
+        return self._x[drawn].astype(np.float32), self._squares[drawn]
 
     def error(self, directions: np.ndarray, x: np.ndarray, squares: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
         """The mean of the squared relative error of S over tokens x [T, C], and its gradients by the directions [C, k]
@@ -85,7 +85,7 @@ def _start(norms: Sequence[LengthTokens], fixed: Sequence[int], count: int) -> n
     total = np.zeros((channels, channels))
     for tokens in norms:
         part = tokens.ordinary & ~tokens.held_out
-        scaled = tokens.x[part] / np.sqrt(tokens.squares[part])[:, None]
+        scaled = tokens.x[part].astype(np.float32) / np.sqrt(tokens.squares[part])[:, None]
         total += scaled.T @ scaled
     total[list(fixed)] = 0.0
     total[:, list(fixed)] = 0.0

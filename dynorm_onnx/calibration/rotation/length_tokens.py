@@ -21,15 +21,17 @@ NORMS = 16
 """Of a stream, spread evenly: what directions are good for at one norm they are at the next, whose x is nearly the same
 (docs/quality.md)."""
 
-SAMPLED = 16_384  # tokens at each of them
-MEMORY = 1 << 29  # bytes of the sampled tokens of a stream, at most
+LOOKED_AT = 16_384
+"""Tokens of the calibration data that the original is run on."""
+
+MEMORY = 1 << 28  # bytes of the sampled tokens of a stream, at most
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LengthTokens:
     """Tokens at one norm of a stream.
 
-    `x` [T, C] is what it reads and `squares` [T] the squared length that it divides by, both float32, in units of the
+    `x` [T, C] float16 is what it reads and `squares` [T] float32 the squared length that it divides by, in units of the
     median token's. `held_out` bool [T] are those that nothing is solved with, `ordinary` bool [T] those that are not
     massive; `massive` [C] is the share that each channel has of the squared length of those that are. `epsilon` is the
     norm's, in these units; `coupled` how many channels may be.
@@ -57,7 +59,7 @@ def length_tokens_of(
     channels may be. A norm that no token reaches is left out."""
     basis_of = {norm: basis for basis in bases for norm in _some(list(basis.read))}
     held_out = held_out_samples(batches, outermost=signature(lowered).has_samples_outermost)
-    chosen = spread(batches)
+    chosen = spread(batches, LOOKED_AT)
     found: dict[StreamBasis, list[LengthTokens]] = {basis: [] for basis in bases}
     order = [norm for basis in bases for norm in basis.read if norm in basis_of]
     for observed in observe(lowered, order, [batches[place] for place in chosen], progress):
@@ -85,11 +87,11 @@ def _tokens(
     is_massive = squares > MASSIVE**2 * usual
     massive = massive_shares(x[is_massive], squares[is_massive])
     places = np.flatnonzero(squares > 0)
-    most = min(SAMPLED, MEMORY // (4 * x.shape[1] * NORMS))
+    most = MEMORY // (2 * x.shape[1] * NORMS)
     sample = rng.choice(places, most, replace=False) if len(places) > most else places
     return LengthTokens(
         norm,
-        x=(x[sample] / np.sqrt(usual)).astype(np.float32),
+        x=(x[sample] / np.sqrt(usual)).astype(np.float16),
         squares=(squares[sample] / usual).astype(np.float32),
         held_out=others[sample],
         ordinary=~is_massive[sample],

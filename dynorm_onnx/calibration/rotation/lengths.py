@@ -63,7 +63,7 @@ def length_error(norms: Sequence[LengthTokens], rotation: np.ndarray) -> float:
 
 
 def _error(tokens: LengthTokens, rotation: np.ndarray) -> float:
-    turned = (tokens.x @ rotation.astype(np.float32)).astype(np.float32)
+    turned = tokens.x.astype(np.float32) @ rotation.astype(np.float32)
     rows = Rows(turned, turned, np.ones(len(turned), np.float32), tokens.held_out)
     return choose_coupling(tokens.norm.kind, tokens.epsilon, lambda: iter([rows]), tokens.coupled).ordinary_error
 

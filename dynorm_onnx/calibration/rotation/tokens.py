@@ -71,7 +71,7 @@ def tokens_of_streams(
     basis_of = {norm: basis for basis in bases for norm in basis.read}
     most = {basis: min(SAMPLED, MEMORY // (8 * basis.channels * len(basis.read))) for basis in bases}
     held_out = held_out_samples(batches, outermost=signature(lowered).has_samples_outermost)
-    chosen = spread(batches)
+    chosen = spread(batches, LOOKED_AT)
     found: dict[StreamBasis, list[NormTokens]] = {basis: [] for basis in bases}
     for observed in observe(lowered, list(basis_of), [batches[place] for place in chosen], progress):
         basis = basis_of[observed[0]]
@@ -82,11 +82,11 @@ def tokens_of_streams(
     return found
 
 
-def spread(batches: Sequence[Feeds]) -> list[int]:
-    """Places of batches spread evenly, with about LOOKED_AT tokens in all."""
+def spread(batches: Sequence[Feeds], tokens: int) -> list[int]:
+    """Places of batches spread evenly, with about so many tokens in all."""
     largest = [max((array.size for array in feeds.values() if isinstance(array, np.ndarray)), default=1)
                for feeds in batches]  # fmt: skip
-    wanted = min(max(-(-len(batches) * LOOKED_AT // max(sum(largest), 1)), 1), len(batches))
+    wanted = min(max(-(-len(batches) * tokens // max(sum(largest), 1)), 1), len(batches))
     return [place * len(batches) // wanted for place in range(wanted)]
 
 

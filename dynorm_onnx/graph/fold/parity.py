@@ -23,6 +23,9 @@ Outputs = Callable[[ir.Model], Sequence[Any]]
 TOLERANCE = {"float64": 1e-9, "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
 
 
+_PIECE = 1 << 20  # elements that are compared at a time
+
+
 @dataclasses.dataclass(frozen=True)
 class Parity:
     """`outputs` runs a whole model on what is `given`; the narrowest float type among its outputs and weights sets the
@@ -58,15 +61,19 @@ def _narrowest(model: ir.Model) -> str:
 
 def _error(expected: np.ndarray, got: np.ndarray) -> float:
     """Relative error of arrays of one shape, in float64; infinite where integers or the places of what is not finite
-    differ."""
-    try:
-        wide, other = expected.astype(np.float64), got.astype(np.float64)
-    except (TypeError, ValueError):  # strings
-        return 0.0 if np.array_equal(expected, got) else math.inf
-    finite = np.isfinite(wide)
-    if not np.array_equal(finite, np.isfinite(other)):
-        return math.inf
+    differ. Logits may fill gigabytes, so it is a piece at a time that is widened."""
+    flat, other = expected.reshape(-1), got.reshape(-1)
+    difference = size = 0.0
+    for start in range(0, flat.size, _PIECE):
+        try:
+            wanted, found = (array[start : start + _PIECE].astype(np.float64) for array in (flat, other))
+        except (TypeError, ValueError):  # strings
+            return 0.0 if np.array_equal(expected, got) else math.inf
+        finite = np.isfinite(wanted)
+        if not np.array_equal(finite, np.isfinite(found)):
+            return math.inf
+        difference += float(np.square(wanted[finite] - found[finite]).sum())
+        size += float(np.square(wanted[finite]).sum())
     if np.issubdtype(expected.dtype, np.integer) or expected.dtype == bool:
         return 0.0 if np.array_equal(expected, got) else math.inf
-    scale = float(np.linalg.norm(wide[finite])) or 1.0
-    return float(np.linalg.norm(wide[finite] - other[finite])) / scale
+    return math.sqrt(difference) / (math.sqrt(size) or 1.0)
