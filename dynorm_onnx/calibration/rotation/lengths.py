@@ -18,6 +18,8 @@ from dynorm_onnx.calibration.rotation.length_tokens import LengthTokens
 from dynorm_onnx.calibration.rotation.tokens import MASSIVE_SHARE
 from dynorm_onnx.calibration.rows import Rows
 
+FIXED_SHARE = 4  # one direction in so many, but one at least, may be a massive channel
+
 
 @dataclasses.dataclass(frozen=True)
 class ChosenDirections:
@@ -36,12 +38,12 @@ class ChosenDirections:
 def choose_directions(
     norms: Sequence[LengthTokens], rng: np.random.Generator, progress: Callable[[int, int], None]
 ) -> ChosenDirections | str:
-    """The rotation sought for the norms of one stream; a sentence where all channels that may be coupled are massive,
-    which stay as they are: in a few bits, no other channel should bear such numbers."""
+    """The rotation sought for the norms of one stream, or a sentence that says why there is none. The most massive
+    channels are the first directions, as they are: in a few bits, no other channel should bear such numbers."""
     count = max(tokens.coupled for tokens in norms)
-    fixed = _massive(norms)
+    fixed = _massive(norms)[: max(count // FIXED_SHARE, 1)]
     if len(fixed) >= count:
-        return f"{len(fixed)} of its channels are massive, and {count} may be coupled"
+        return "the one channel that may be coupled is the massive one"
     with threadpool_limits(1, user_api="blas"):  # products over before another thread is there to help
         directions = find_directions(norms, fixed, count, rng, progress)
     rotation = rotation_to(directions)

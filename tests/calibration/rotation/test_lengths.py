@@ -60,11 +60,20 @@ def test_massive_channels_come_first_to_the_last_bit() -> None:
     assert found.after < 0.3 * found.before
 
 
-def test_where_all_that_may_be_coupled_are_massive_nothing_is_sought() -> None:
+def test_one_massive_channel_alone_leaves_nothing_to_seek() -> None:
     norms = [dataclasses.replace(one, coupled=1) for one in tokens(sinks=True)]
-    assert choose_directions(norms, np.random.default_rng(0), nothing) == (
-        "1 of its channels are massive, and 1 may be coupled"
-    )
+    told = choose_directions(norms, np.random.default_rng(0), nothing)
+    assert told == "the one channel that may be coupled is the massive one"
+
+
+@pytest.mark.parametrize(("coupled", "fixed"), [(2, 1), (4, 1), (8, 2)])
+def test_most_directions_are_sought_however_many_channels_are_massive(coupled: int, fixed: int) -> None:
+    massive = np.linspace(0.1, 0.5, CHANNELS)  # the last the most
+    norms = [dataclasses.replace(one, coupled=coupled, massive=massive) for one in tokens()]
+    found = choose_directions(norms, np.random.default_rng(0), nothing)
+    assert isinstance(found, ChosenDirections) and found.count == coupled
+    assert np.array_equal(found.rotation[:, :fixed], np.eye(CHANNELS)[:, ::-1][:, :fixed])
+    assert np.count_nonzero(found.rotation[:, fixed]) > 1
 
 
 def test_the_same_seed_gives_the_same(seen: list[LengthTokens]) -> None:
