@@ -99,7 +99,7 @@ def _convert(config: ConvertConfig, progress: Progress, ready: Callable[[Report]
     prepared, norms = turned.model, turned.norms
     if config.distils:
         require_functions(prepared, norms, config.train)
-    met = within_bounds(config, prepared, norms, data, seen.leeway, seen.in_bodies, clock)
+    met = within_bounds(config, prepared, norms, data, turned.leeway, seen.in_bodies, clock)
     kept |= {name: f"kept for the bound: its replacement costs {cost:.2g} of it" for name, cost in met.kept.items()}
     outcome = distilled(config, prepared, [n for n in norms if n.site_name not in met.kept], met.outcome, data, clock)
     outcome, weight_folds = with_weights_folded(config, norms, outcome, data, clock)

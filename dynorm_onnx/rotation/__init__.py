@@ -37,12 +37,12 @@ def rotated(
     First the streams whose norms may couple channels, so that few channels tell a token's length; then those in which
     functions of single channels gain by it. Nothing is turned for an exact rewrite.
     """
-    outcome = Rotated(lowered, tuple(norms))
+    outcome = Rotated(lowered, tuple(norms), leeway)
     if not config.rotates or data is None:
         return outcome
     with clock.step("rotate") as advance:
-        outcome = turned_to_lengths(config, outcome, data, leeway, advance)
-        outcome = turned_to_axes(config, outcome, data, leeway, advance)
+        outcome = turned_to_lengths(config, outcome, data, advance)
+        outcome = turned_to_axes(config, outcome, data, advance)
     _tell(outcome)
     return outcome
 

@@ -21,17 +21,14 @@ LEAST_FREE = 3  # channels that may be turned: two, and one for the mean of Laye
 
 
 def turned_to_axes(
-    config: ConvertConfig,
-    given: Rotated,
-    data: CalibrationData,
-    leeway: Mapping[str, Leeway],
-    progress: Callable[[int, int], None],
+    config: ConvertConfig, given: Rotated, data: CalibrationData, progress: Callable[[int, int], None]
 ) -> Rotated:
     """Every stream turned whose functions then err less.
 
     Not where all of them are straight behind a gain of coupled channels, for which one basis is like another; nor where
     a training follows, which learns a basis of its own.
     """
+    leeway = given.leeway
     straight = {site for site, own in leeway.items() if own.straight and own.most_coupled}
     if config.distils or straight.issuperset(norm.site_name for norm in given.norms):
         return given

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from dynorm_onnx.calibration.data import CalibrationData
-from dynorm_onnx.calibration.fit_rows import Leeway
 from dynorm_onnx.calibration.rotation import ChosenDirections, choose_directions, length_tokens_of
 from dynorm_onnx.calibration.rotation.length_tokens import LengthTokens
 from dynorm_onnx.calibration.rotation.outcome import LengthTurning, Unturned
@@ -18,14 +17,10 @@ from dynorm_onnx.rotation.turned import Rotated, names_of, turned_by, usable_bas
 
 
 def turned_to_lengths(
-    config: ConvertConfig,
-    given: Rotated,
-    data: CalibrationData,
-    leeway: Mapping[str, Leeway],
-    progress: Callable[[int, int], None],
+    config: ConvertConfig, given: Rotated, data: CalibrationData, progress: Callable[[int, int], None]
 ) -> Rotated:
     """Every stream turned whose norms may all couple channels, where these then tell a token's length better."""
-    coupled = {site: own.most_coupled for site, own in leeway.items()}
+    coupled = {site: _wanted(config, own.most_coupled) for site, own in given.leeway.items()}
     if not any(coupled.values()):
         return given
     bases, left = usable_bases(given.model, given.norms)
@@ -41,6 +36,12 @@ def turned_to_lengths(
         else:
             chosen[basis] = found
     return with_left(_turned(config, given, data, chosen), left)
+
+
+def _wanted(config: ConvertConfig, most: int) -> int:
+    """How many directions are sought where so many channels may be coupled. A training in which channels fade to a few
+    need not begin with more: few directions tell what many channels do."""
+    return min(most, config.coupled) if config.distils and config.coupled else most
 
 
 def _sought(
@@ -70,4 +71,9 @@ def _turned(
         LengthTurning(names_of(basis), basis.channels, found.count, found.before, found.after)
         for basis, found in chosen.items()
     )
-    return dataclasses.replace(outcome, rotations=dataclasses.replace(outcome.rotations, lengths=told))
+    leeway = dict(given.leeway)
+    for basis, found in chosen.items():
+        for site in names_of(basis):
+            leeway[site] = dataclasses.replace(leeway[site], most_coupled=found.count)
+    rotations = dataclasses.replace(outcome.rotations, lengths=told)
+    return dataclasses.replace(outcome, leeway=leeway, rotations=rotations)

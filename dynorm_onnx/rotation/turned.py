@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from dynorm_onnx.calibration.data import CalibrationData
+from dynorm_onnx.calibration.fit_rows import Leeway
 from dynorm_onnx.calibration.rotation.outcome import NO_ROTATIONS, Rotations, Unturned
 from dynorm_onnx.calibration.store import WeightStore
 from dynorm_onnx.config import ConvertConfig
@@ -28,10 +29,12 @@ WEIGHTS_LIMIT = 1 << 28
 
 @dataclasses.dataclass(frozen=True)
 class Rotated:
-    """The lowered model with its streams turned, and its norms; both as they were where nothing was."""
+    """The lowered model with its streams turned, its norms, and what the fit of each may do (by site); as they were
+    where nothing was turned."""
 
     model: ir.Model
     norms: tuple[LoweredNorm, ...]
+    leeway: Mapping[str, Leeway]
     rotations: Rotations = NO_ROTATIONS
 
 
@@ -61,7 +64,7 @@ def turned_by(
     moved = max(error or 0.0, given.rotations.relative_error or 0.0)
     changed = dict.fromkeys((*given.rotations.changed_initializers, *turned.changed))
     outcome = dataclasses.replace(given.rotations, relative_error=moved, changed_initializers=tuple(changed))
-    return Rotated(turned.model, turned.norms, outcome)
+    return Rotated(turned.model, turned.norms, given.leeway, outcome)
 
 
 def with_left(given: Rotated, left: Sequence[Unturned]) -> Rotated:
