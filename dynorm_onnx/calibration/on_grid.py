@@ -14,7 +14,7 @@ import numpy as np
 
 from dynorm_onnx.graph.quantised import Grid
 
-BLOCK = 128  # rows whose updates of the rows behind are made together
+BLOCK = 32  # rows whose updates of the rows behind are made together
 ROUNDS = 2  # of scales and whole numbers in turn, at most
 LEAST_GAIN = 1e-3  # of the squared error, for another round
 TOWARDS_OLD = 1e-3
@@ -50,12 +50,8 @@ class Metric:
         """The rows of the inverse's upper Cholesky factor: how the free rows make up for one that is rounded."""
         return np.linalg.cholesky(np.linalg.inv(self.shifted)).T
 
-    def error(self, weights: np.ndarray) -> float:
-        """Of other weights [K (+ 1), N]: the squared error that they add."""
-        return float(np.sum(self.errors(weights)))
-
     def errors(self, weights: np.ndarray) -> np.ndarray:
-        """That of each column, [N]."""
+        """Of other weights [K (+ 1), N]: the squared error that they add in each column, [N]."""
         change = weights - self.weights
         return np.sum(change * (self.shifted @ change), axis=0)
 
@@ -101,33 +97,50 @@ def round_with_scales(metric: Metric, grid: Grid, rounded: np.ndarray) -> tuple[
     """
     near = grid.with_scale(nearest_scales(metric, grid))
     ends = [_in_turn(metric, *begin) for begin in ((rounded, grid), (round_to_grid(metric, near), near))]
-    return _best_columns(metric, *ends)
+    found = _best_columns(*ends)
+    return found.weights, found.grid
 
 
-def _in_turn(metric: Metric, weights: np.ndarray, grid: Grid) -> tuple[np.ndarray, Grid]:
+@dataclasses.dataclass(frozen=True)
+class _Rounded:
+    """Weights [K (+ 1), N] on a grid, and the squared error of each column, [N]."""
+
+    weights: np.ndarray
+    grid: Grid
+    errors: np.ndarray
+
+    @classmethod
+    def of(cls, metric: Metric, weights: np.ndarray, grid: Grid) -> _Rounded:
+        """With their errors."""
+        return cls(weights, grid, metric.errors(weights))
+
+
+def _in_turn(metric: Metric, weights: np.ndarray, grid: Grid) -> _Rounded:
     """Scales for whole numbers, whole numbers for scales, while the error falls."""
-    rows, error = grid.scale.shape[0], metric.error(weights)
+    rows, found = grid.scale.shape[0], _Rounded.of(metric, weights, grid)
     for _ in range(ROUNDS):
-        whole = grid.whole(weights[:rows])
-        own = grid.with_scale(fit_scales(metric, grid, whole))
-        with_scales, rounded_again = metric.with_bias(own.values(whole)), round_to_grid(metric, own)
-        weights, grid = _best_columns(metric, (weights, grid), (with_scales, own), (rounded_again, own))
-        before, error = error, metric.error(weights)
-        if not error < before * (1 - LEAST_GAIN):
+        whole = found.grid.whole(found.weights[:rows])
+        own = found.grid.with_scale(fit_scales(metric, found.grid, whole))
+        with_scales = _Rounded.of(metric, metric.with_bias(own.values(whole)), own)
+        rounded_again = _Rounded.of(metric, round_to_grid(metric, own), own)
+        before, found = found, _best_columns(found, with_scales, rounded_again)
+        if not found.errors.sum() < before.errors.sum() * (1 - LEAST_GAIN):
             break
-    return weights, grid
+    return found
 
 
-def _best_columns(metric: Metric, *found: tuple[np.ndarray, Grid]) -> tuple[np.ndarray, Grid]:
+def _best_columns(*found: _Rounded) -> _Rounded:
     """Of several weights and their grids, alike but for the scales, the best for each block of columns: what is in one
     adds nothing to the error of another."""
-    scale = found[0][1].scale
+    scale = found[0].grid.scale
     starts = np.arange(0, scale.shape[1], scale.columns)
-    errors = [np.add.reduceat(metric.errors(weights), starts) for weights, _ in found]
-    best = np.argmin(errors, axis=0)
+    best = np.argmin([np.add.reduceat(one.errors, starts) for one in found], axis=0)
     of_column = np.repeat(best, scale.columns)[: scale.shape[1]]
-    weights = np.choose(of_column, [weights for weights, _ in found])
-    return weights, found[0][1].with_scale(np.choose(best, [grid.scale.numbers for _, grid in found]))
+    return _Rounded(
+        np.choose(of_column, [one.weights for one in found]),
+        found[0].grid.with_scale(np.choose(best, [one.grid.scale.numbers for one in found])),
+        np.choose(of_column, [one.errors for one in found]),
+    )
 
 
 def nearest_scales(metric: Metric, grid: Grid) -> np.ndarray:
