@@ -10,12 +10,12 @@ import numpy as np
 from dynorm_onnx.calibration.data import CalibrationData
 from dynorm_onnx.calibration.fit_rows import Leeway
 from dynorm_onnx.calibration.rotation import Chosen, choose_rotation, tokens_of_streams
-from dynorm_onnx.calibration.rotation.outcome import Turning, Unturned
+from dynorm_onnx.calibration.rotation.outcome import Turning
 from dynorm_onnx.calibration.rotation.tokens import NormTokens
 from dynorm_onnx.config import ConvertConfig
 from dynorm_onnx.functions import REGISTRY
 from dynorm_onnx.graph.basis import StreamBasis
-from dynorm_onnx.rotation.turned import Rotated, names_of, turned_by, usable_bases, with_left
+from dynorm_onnx.rotation.turned import Rotated, names_of, turned_as_found, usable_bases, with_left
 
 LEAST_FREE = 3  # channels that may be turned: two, and one for the mean of LayerNorms
 
@@ -38,14 +38,12 @@ def turned_to_axes(
     left = [stream for stream in left if stream.sites not in known and not straight.issuperset(stream.sites)]
     rng = np.random.default_rng(config.seed)
     tokens = tokens_of_streams(given.model, bases, data.calibration, leeway, rng, progress) if bases else {}
-    chosen: dict[StreamBasis, Chosen] = {}
-    for basis, seen in tokens.items():
-        found = _sought(config, basis, seen, leeway, rng, progress)
-        if isinstance(found, str):
-            left.append(Unturned(names_of(basis), found))
-        else:
-            chosen[basis] = found
-    return with_left(_turned(config, given, data, chosen), left)
+    found = {basis: _sought(config, basis, seen, leeway, rng, progress) for basis, seen in tokens.items()}
+    outcome, turned = turned_as_found(config, with_left(given, left), data, found)
+    done = tuple(
+        Turning(names_of(basis), basis.channels, one.axes, one.before, one.after) for basis, one in turned.items()
+    )
+    return dataclasses.replace(outcome, rotations=dataclasses.replace(outcome.rotations, done=done))
 
 
 def _axes(tokens: Sequence[NormTokens], leeway: Mapping[str, Leeway]) -> list[int]:
@@ -73,18 +71,3 @@ def _sought(
     if found.after < found.before:
         return found
     return f"the functions would err by {found.after:.3f}, and do by {found.before:.3f} as it is"
-
-
-def _turned(
-    config: ConvertConfig, given: Rotated, data: CalibrationData, chosen: Mapping[StreamBasis, Chosen]
-) -> Rotated:
-    if not chosen:
-        return given
-    outcome = turned_by(config, given, data, {basis: found.rotation for basis, found in chosen.items()})
-    if isinstance(outcome, str):
-        return with_left(given, [Unturned(names_of(basis), outcome) for basis in chosen])
-    done = tuple(
-        Turning(names_of(basis), basis.channels, found.axes, found.before, found.after)
-        for basis, found in chosen.items()
-    )
-    return dataclasses.replace(outcome, rotations=dataclasses.replace(outcome.rotations, done=done))

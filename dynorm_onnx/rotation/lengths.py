@@ -10,10 +10,10 @@ import numpy as np
 from dynorm_onnx.calibration.data import CalibrationData
 from dynorm_onnx.calibration.rotation import ChosenDirections, choose_directions, length_tokens_of
 from dynorm_onnx.calibration.rotation.length_tokens import LengthTokens
-from dynorm_onnx.calibration.rotation.outcome import LengthTurning, Unturned
+from dynorm_onnx.calibration.rotation.outcome import LengthTurning
 from dynorm_onnx.config import ConvertConfig
 from dynorm_onnx.graph.basis import StreamBasis
-from dynorm_onnx.rotation.turned import Rotated, names_of, turned_by, usable_bases, with_left
+from dynorm_onnx.rotation.turned import Rotated, names_of, turned_as_found, usable_bases, with_left
 
 
 def turned_to_lengths(
@@ -28,14 +28,9 @@ def turned_to_lengths(
     left = [stream for stream in left if any(coupled[site] for site in stream.sites)]
     rng = np.random.default_rng(config.seed)
     tokens = length_tokens_of(given.model, bases, data.calibration, coupled, rng, progress) if bases else {}
-    chosen: dict[StreamBasis, ChosenDirections] = {}
-    for basis, seen in tokens.items():
-        found = _sought(basis, seen, rng, progress)
-        if isinstance(found, str):
-            left.append(Unturned(names_of(basis), found))
-        else:
-            chosen[basis] = found
-    return with_left(_turned(config, given, data, chosen), left)
+    found = {basis: _sought(basis, seen, rng, progress) for basis, seen in tokens.items()}
+    outcome, turned = turned_as_found(config, with_left(given, left), data, found)
+    return _with_lengths(outcome, turned)
 
 
 def _wanted(config: ConvertConfig, most: int) -> int:
@@ -59,21 +54,12 @@ def _sought(
     return f"{found.count} of {told}"
 
 
-def _turned(
-    config: ConvertConfig, given: Rotated, data: CalibrationData, chosen: Mapping[StreamBasis, ChosenDirections]
-) -> Rotated:
-    if not chosen:
-        return given
-    outcome = turned_by(config, given, data, {basis: found.rotation for basis, found in chosen.items()})
-    if isinstance(outcome, str):
-        return with_left(given, [Unturned(names_of(basis), outcome) for basis in chosen])
-    told = tuple(
-        LengthTurning(names_of(basis), basis.channels, found.count, found.before, found.after)
-        for basis, found in chosen.items()
-    )
-    leeway = dict(given.leeway)
-    for basis, found in chosen.items():
-        for site in names_of(basis):
-            leeway[site] = dataclasses.replace(leeway[site], most_coupled=found.count)
-    rotations = dataclasses.replace(outcome.rotations, lengths=told)
+def _with_lengths(outcome: Rotated, turned: Mapping[StreamBasis, ChosenDirections]) -> Rotated:
+    """The outcome with what was found told, and no more channels coupled than there are directions."""
+    told, leeway = [], dict(outcome.leeway)
+    for basis, found in turned.items():
+        sites = names_of(basis)
+        told.append(LengthTurning(sites, basis.channels, found.count, found.before, found.after))
+        leeway |= {site: dataclasses.replace(leeway[site], most_coupled=found.count) for site in sites}
+    rotations = dataclasses.replace(outcome.rotations, lengths=tuple(told))
     return dataclasses.replace(outcome, leeway=leeway, rotations=rotations)

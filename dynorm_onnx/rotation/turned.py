@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Protocol, TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -19,6 +20,17 @@ from dynorm_onnx.graph.lower import LoweredNorm
 from dynorm_onnx.graph.turn import turn, why_not
 from dynorm_onnx.runtime.arrays import run
 from dynorm_onnx.runtime.pieces import open_for_batches
+
+
+class HasRotation(Protocol):
+    """What a search gives."""
+
+    @property
+    def rotation(self) -> np.ndarray:
+        """R [C, C] float64, orthogonal."""
+
+
+Found = TypeVar("Found", bound=HasRotation)
 
 LARGEST = 1024
 """Channels of a stream up to which a rotation is sought: a step of the search takes so many cubed, and more."""
@@ -51,20 +63,24 @@ def usable_bases(model: ir.Model, norms: Sequence[LoweredNorm]) -> tuple[list[St
     return bases, left
 
 
-def turned_by(
-    config: ConvertConfig, given: Rotated, data: CalibrationData, rotations: Mapping[StreamBasis, np.ndarray]
-) -> Rotated | str:
-    """All these streams turned by R [C, C] float64 each, and how far outputs moved by it; or why that is not exact.
-    What was found of each stream is for the caller to add."""
+def turned_as_found(
+    config: ConvertConfig, given: Rotated, data: CalibrationData, found: Mapping[StreamBasis, Found | str]
+) -> tuple[Rotated, dict[StreamBasis, Found]]:
+    """Every stream turned for which a rotation was found, if that is proved to be exact, and which these are; the
+    others with the reason. What was found of each is for the caller to add."""
+    chosen = {basis: one for basis, one in found.items() if not isinstance(one, str)}
+    given = with_left(given, [Unturned(names_of(basis), one) for basis, one in found.items() if isinstance(one, str)])
+    if not chosen:
+        return given, {}
     store = WeightStore(WEIGHTS_LIMIT)
-    turned = turn(given.model, given.norms, rotations, store.keep)
+    turned = turn(given.model, given.norms, {basis: one.rotation for basis, one in chosen.items()}, store.keep)
     error, reason = _parity(config, data).compare(given.model, turned.model)
     if reason is not None:
-        return reason
+        return with_left(given, [Unturned(names_of(basis), reason) for basis in chosen]), {}
     moved = max(error or 0.0, given.rotations.relative_error or 0.0)
     changed = dict.fromkeys((*given.rotations.changed_initializers, *turned.changed))
     outcome = dataclasses.replace(given.rotations, relative_error=moved, changed_initializers=tuple(changed))
-    return Rotated(turned.model, turned.norms, given.leeway, outcome)
+    return Rotated(turned.model, turned.norms, given.leeway, outcome), chosen
 
 
 def with_left(given: Rotated, left: Sequence[Unturned]) -> Rotated:

@@ -8,11 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from dynorm_onnx.calibration.coupling import MASSIVE, squared_lengths
-from dynorm_onnx.calibration.data import signature
-from dynorm_onnx.calibration.held_out import HeldOut, held_out_samples
-from dynorm_onnx.calibration.observe import Observed, observe
-from dynorm_onnx.calibration.rotation.tokens import massive_shares, spread, usable_rows_of
+from dynorm_onnx.calibration.rotation.seen import Seen, seen_at
 from dynorm_onnx.graph.basis import StreamBasis
 from dynorm_onnx.graph.lower import LoweredNorm
 from dynorm_onnx.runtime.arrays import Feeds
@@ -58,15 +54,9 @@ def length_tokens_of(
     """The tokens at some norms of each stream, in the order of the graph; `coupled` says by the norm's site how many
     channels may be. A norm that no token reaches is left out."""
     basis_of = {norm: basis for basis in bases for norm in _some(list(basis.read))}
-    held_out = held_out_samples(batches, outermost=signature(lowered).has_samples_outermost)
-    chosen = spread(batches, LOOKED_AT)
     found: dict[StreamBasis, list[LengthTokens]] = {basis: [] for basis in bases}
-    order = [norm for basis in bases for norm in basis.read if norm in basis_of]
-    for observed in observe(lowered, order, [batches[place] for place in chosen], progress):
-        norm = observed[0]
-        tokens = _tokens(observed, [held_out[place] for place in chosen], coupled[norm.site_name], rng)
-        if tokens is not None:
-            found[basis_of[norm]].append(tokens)
+    for seen in seen_at(lowered, list(basis_of), batches, LOOKED_AT, progress):
+        found[basis_of[seen.norm]].append(_tokens(seen, coupled[seen.norm.site_name], rng))
     return found
 
 
@@ -75,27 +65,16 @@ def _some(norms: Sequence[LoweredNorm]) -> list[LoweredNorm]:
     return [norms[round(place)] for place in np.linspace(0, len(norms) - 1, count)]
 
 
-def _tokens(
-    observed: Observed, held_out: Sequence[HeldOut | None], coupled: int, rng: np.random.Generator
-) -> LengthTokens | None:
-    norm = observed[0]
-    x, others = (np.concatenate(parts) for parts in zip(*usable_rows_of(observed, held_out), strict=True))
-    squares = squared_lengths(norm.kind, norm.epsilon, x)
-    usual = float(np.median(squares)) if len(squares) else 0.0
-    if not usual > 0:
-        return None
-    is_massive = squares > MASSIVE**2 * usual
-    massive = massive_shares(x[is_massive], squares[is_massive])
-    places = np.flatnonzero(squares > 0)
-    most = MEMORY // (2 * x.shape[1] * NORMS)
-    sample = rng.choice(places, most, replace=False) if len(places) > most else places
+def _tokens(seen: Seen, coupled: int, rng: np.random.Generator) -> LengthTokens:
+    most = MEMORY // (2 * seen.x.shape[1] * NORMS)
+    sample = seen.sampled(np.ones(len(seen.x), bool), most, rng)
     return LengthTokens(
-        norm,
-        x=(x[sample] / np.sqrt(usual)).astype(np.float16),
-        squares=(squares[sample] / usual).astype(np.float32),
-        held_out=others[sample],
-        ordinary=~is_massive[sample],
-        massive=massive,
-        epsilon=norm.epsilon / usual,
+        seen.norm,
+        x=(seen.x[sample] / np.sqrt(seen.usual)).astype(np.float16),
+        squares=(seen.squares[sample] / seen.usual).astype(np.float32),
+        held_out=seen.held_out[sample],
+        ordinary=~seen.massive[sample],
+        massive=seen.massive_shares,
+        epsilon=seen.norm.epsilon / seen.usual,
         coupled=coupled,
     )

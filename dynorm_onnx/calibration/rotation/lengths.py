@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 from dynorm_onnx.calibration.coupling import choose_coupling
 from dynorm_onnx.calibration.rotation.directions import find_directions
 from dynorm_onnx.calibration.rotation.length_tokens import LengthTokens
-from dynorm_onnx.calibration.rotation.tokens import MASSIVE_SHARE
+from dynorm_onnx.calibration.rotation.seen import MASSIVE_SHARE
 from dynorm_onnx.calibration.rows import Rows
 
 FIXED_SHARE = 4  # one direction in so many, but one at least, may be a massive channel

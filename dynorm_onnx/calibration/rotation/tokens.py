@@ -7,17 +7,15 @@ over them, the norm's weight moved into each W.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
-from dynorm_onnx.calibration.coupling import MASSIVE, UNCOUPLED, choose_coupling, squared_lengths
-from dynorm_onnx.calibration.data import signature
+from dynorm_onnx.calibration.coupling import UNCOUPLED, choose_coupling, squared_lengths
 from dynorm_onnx.calibration.fit_rows import Leeway, steeper
-from dynorm_onnx.calibration.held_out import HeldOut, held_out_rows, held_out_samples
-from dynorm_onnx.calibration.observe import Observed, observe, usable_rows
 from dynorm_onnx.calibration.one_parameter import norm_core
+from dynorm_onnx.calibration.rotation.seen import MASSIVE_SHARE, Seen, seen_at
 from dynorm_onnx.calibration.rows import Rows
 from dynorm_onnx.functions.coupling import applied
 from dynorm_onnx.graph.basis import StreamBasis
@@ -30,8 +28,6 @@ LOOKED_AT = 32_768
 
 SAMPLED = 4096  # of them, at each norm
 MEMORY = 1 << 28  # bytes of the sampled tokens of a stream, at most
-MASSIVE_SHARE = 0.02
-"""A channel that holds on average so much of the squared length of massive tokens is massive."""
 
 _BLOCK = 1 << 22  # elements of a weight that are squared at a time, in float64
 
@@ -70,83 +66,37 @@ def tokens_of_streams(
     """The tokens at the norms of each stream, in the order of the graph; a norm that no token reaches is left out."""
     basis_of = {norm: basis for basis in bases for norm in basis.read}
     most = {basis: min(SAMPLED, MEMORY // (8 * basis.channels * len(basis.read))) for basis in bases}
-    held_out = held_out_samples(batches, outermost=signature(lowered).has_samples_outermost)
-    chosen = spread(batches, LOOKED_AT)
     found: dict[StreamBasis, list[NormTokens]] = {basis: [] for basis in bases}
-    for observed in observe(lowered, list(basis_of), [batches[place] for place in chosen], progress):
-        basis = basis_of[observed[0]]
-        own = leeway[observed[0].site_name]
-        tokens = _tokens(lowered, basis, observed, [held_out[place] for place in chosen], most[basis], own, rng)
-        if tokens is not None:
-            found[basis].append(tokens)
+    for seen in seen_at(lowered, list(basis_of), batches, LOOKED_AT, progress):
+        basis = basis_of[seen.norm]
+        metric = _metric(lowered, basis, seen.norm)
+        found[basis].append(_tokens(seen, metric, most[basis], leeway[seen.norm.site_name], rng))
     return found
 
 
-def spread(batches: Sequence[Feeds], tokens: int) -> list[int]:
-    """Places of batches spread evenly, with about so many tokens in all."""
-    largest = [max((array.size for array in feeds.values() if isinstance(array, np.ndarray)), default=1)
-               for feeds in batches]  # fmt: skip
-    wanted = min(max(-(-len(batches) * tokens // max(sum(largest), 1)), 1), len(batches))
-    return [place * len(batches) // wanted for place in range(wanted)]
-
-
-def _tokens(
-    lowered: ir.Model,
-    basis: StreamBasis,
-    observed: Observed,
-    held_out: Sequence[HeldOut | None],
-    most: int,
-    own: Leeway,
-    rng: np.random.Generator,
-) -> NormTokens | None:
-    norm = observed[0]
-    x, others = (np.concatenate(parts) for parts in zip(*usable_rows_of(observed, held_out), strict=True))
-    squares = squared_lengths(norm.kind, norm.epsilon, x)
-    usual = float(np.median(squares)) if len(squares) else 0.0
-    if not usual > 0:
-        return None
-    axes, ordinary, chosen = np.zeros(x.shape[1], bool), squares > 0, UNCOUPLED
+def _tokens(seen: Seen, metric: np.ndarray, most: int, own: Leeway, rng: np.random.Generator) -> NormTokens:
+    norm, x = seen.norm, seen.x
+    axes, ordinary, chosen = np.zeros(x.shape[1], bool), np.ones(len(x), bool), UNCOUPLED
     if own.most_coupled:
-        rows = Rows(x, x, np.ones(len(x), np.float32), others)
+        rows = Rows(x, x, np.ones(len(x), np.float32), seen.held_out)
         chosen = choose_coupling(norm.kind, norm.epsilon, lambda: iter([rows]), own.most_coupled)
         axes[[] if chosen.coupling is None else chosen.coupling.channels] = True
     else:
-        massive = squares > MASSIVE**2 * usual
-        axes = massive_shares(x[massive], squares[massive]) > MASSIVE_SHARE
-        ordinary &= ~massive
-    places = np.flatnonzero(ordinary)
-    sample = rng.choice(places, most, replace=False) if len(places) > most else places
+        axes, ordinary = seen.massive_shares > MASSIVE_SHARE, ~seen.massive
+    sample = seen.sampled(ordinary, most, rng)
     target = norm_core(norm.kind, x[sample], norm.epsilon)
     x = applied(chosen.coupling, x)
     unit = np.sqrt(np.median(squared_lengths(norm.kind, norm.epsilon, x)) / x.shape[1])
-    metric = _metric(lowered, basis, norm)
     size = float(((target @ metric) * target).sum(1).mean())
     return NormTokens(
         norm,
         x=(x[sample] / unit).astype(np.float32),
         target=target.astype(np.float32),
         metric=(metric / max(size, 1e-300)).astype(np.float32),
-        held_out=others[sample],
+        held_out=seen.held_out[sample],
         axes=axes,
         steeper=1.0 if own.straight else steeper(chosen),
     )
-
-
-def massive_shares(x: np.ndarray, squares: np.ndarray) -> np.ndarray:
-    """[C]: the shares that channels hold of massive tokens x [T, C], by their squared lengths [T]."""
-    if not len(x):
-        return np.zeros(x.shape[1])
-    return np.asarray((np.square(x) / squares[:, None]).mean(0))
-
-
-def usable_rows_of(observed: Observed, held_out: Sequence[HeldOut | None]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Usable rows [tokens, C] float32, batch by batch, and which of them are held out."""
-    norm, activations = observed
-    for batch, own in zip(activations(), held_out, strict=True):
-        x = batch.original[str(norm.x.name)]
-        usable = usable_rows(x, batch.token_weights)
-        rows = x.reshape(-1, x.shape[-1])[usable].astype(np.float32)
-        yield rows, held_out_rows(own, len(usable))[usable]
 
 
 def _metric(lowered: ir.Model, basis: StreamBasis, norm: LoweredNorm) -> np.ndarray:
