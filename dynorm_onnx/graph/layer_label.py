@@ -9,13 +9,14 @@ import onnx_ir as ir
 
 _SCOPES, _NAMESPACE = "pkg.torch.onnx.name_scopes", "namespace"  # what torch.onnx's exporter notes at each node
 _OF_MODULE = re.compile(r"(.*[./].+)[./](?:weight|kernel)(?:/read|/ReadVariableOp)?(?::0)?", re.IGNORECASE)
+_OF_EXPORTER = re.compile(r"(?:(?:val|onnx::\w+)_)?\d+")  # val_1130, onnx::MatMul_1582, 311
 _NODES_SEARCHED = 64  # backwards, for a norm whose weight has kept its name
 
 
 def layer_label(node: ir.Node, weight: ir.Value) -> str:
     """The module of a node and its weight (an initializer): by the weight's name, by what the exporter noted at the
-    node, by the node's own path, by the nearest module before it; the node's bare name where nothing tells, the
-    weight's where it has none."""
+    node, by the node's own path, by the nearest module before it; where nothing tells, the weight's name, or the node's
+    where an exporter has numbered the weights."""
     of_weight = _OF_MODULE.fullmatch(weight.name or "")
     if of_weight is not None:
         return of_weight[1]
@@ -26,8 +27,9 @@ def layer_label(node: ir.Node, weight: ir.Value) -> str:
     if name.startswith("/") and name.count("/") > 1:  # TorchScript: /model/layers.0/mlp/down_proj/MatMul
         return name[1:].rpartition("/")[0].replace("/", ".")
     before = _module_before(node)
-    named = name or str(weight.name)
-    return f"{named} after {before}" if before else named
+    if before:
+        return f"{name or weight.name} after {before}"
+    return name if name and _OF_EXPORTER.fullmatch(weight.name or "") else str(weight.name)
 
 
 def _noted(node: ir.Node) -> str | None:

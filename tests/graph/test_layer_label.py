@@ -44,6 +44,8 @@ def label(
         ("model.layers.0.mlp", {"node": "/model/layers.0/mlp/MatMul"}),
         ("node_linear after layers.0.norm", {"norm": "layers.0.norm.weight"}),
         ("node_linear", {}),
+        ("node_linear", {"weight": "onnx::MatMul_1582"}),
+        ("lin", {"weight": "lin"}),
         ("val_7", {"node": ""}),
         ("node_linear", {"notes": {"pkg.torch.onnx.name_scopes": "not a list", "namespace": ""}}),
     ],
