@@ -91,17 +91,15 @@ def _start(norms: Sequence[LengthTokens], fixed: Sequence[int], count: int) -> n
     total[:, list(fixed)] = 0.0
     strongest = np.linalg.eigh(total)[1][:, ::-1]
     found = np.zeros((channels, count))
-    found[list(fixed), range(len(fixed))] = 1.0
     found[:, len(fixed) :] = strongest[:, : count - len(fixed)]
     return _orthonormal(found, fixed).astype(np.float32)
 
 
 def _orthonormal(directions: np.ndarray, fixed: Sequence[int]) -> np.ndarray:
     """The nearby orthonormal ones; the first stay the fixed axes, to the last bit."""
-    kept, free = directions.copy(), directions[:, len(fixed) :].copy()
+    kept, free = np.zeros_like(directions), directions[:, len(fixed) :].copy()
     free[list(fixed)] = 0.0
     orthogonal, triangle = np.linalg.qr(free)
     kept[:, len(fixed) :] = orthogonal * np.sign(np.diag(triangle))
-    kept[:, : len(fixed)] = 0.0
     kept[list(fixed), range(len(fixed))] = 1.0
     return kept
