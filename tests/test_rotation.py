@@ -147,6 +147,14 @@ def test_layer_norms_are_turned_without_their_mean(tmp_path: Path) -> None:
         assert told.relative_error is not None and told.relative_error < 1e-5
 
 
+def test_no_token_is_gathered_for_directions_of_layer_norms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dynorm_onnx.rotation.lengths.length_tokens_of", None)
+    path = saved(tmp_path, pre_norm(blocks=2, gemm=True))
+    known = {"method": "fit", "coupled": 2, "samples": 8, "data": "random", "time": False}
+    report = convert_model(path, output=tmp_path / "out.onnx", **known)
+    assert "directions of lengths are sought for RMSNorms only" in {left.reason for left in report.rotations.left}
+
+
 def test_a_stream_of_post_norms_is_left_with_its_reason(tmp_path: Path) -> None:
     path = saved(tmp_path, post_norm())
     report = convert_model(path, output=tmp_path / "out.onnx", method="fit", samples=8, data="random", time=False)

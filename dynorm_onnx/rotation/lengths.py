@@ -10,7 +10,7 @@ import numpy as np
 from dynorm_onnx.calibration.data import CalibrationData
 from dynorm_onnx.calibration.rotation import ChosenDirections, choose_directions, length_tokens_of
 from dynorm_onnx.calibration.rotation.length_tokens import LengthTokens
-from dynorm_onnx.calibration.rotation.outcome import LengthTurning
+from dynorm_onnx.calibration.rotation.outcome import LengthTurning, Unturned
 from dynorm_onnx.config import ConvertConfig
 from dynorm_onnx.graph.basis import StreamBasis
 from dynorm_onnx.rotation.turned import Rotated, names_of, turned_as_found, usable_bases, with_left
@@ -26,9 +26,12 @@ def turned_to_lengths(
     bases, left = usable_bases(given.model, given.norms)
     bases = [basis for basis in bases if all(coupled[site] for site in names_of(basis))]
     left = [stream for stream in left if any(coupled[site] for site in stream.sites)]
+    others = [basis for basis in bases if any(norm.kind != "rms" for norm in basis.read)]
+    left += [Unturned(names_of(basis), "directions of lengths are sought for RMSNorms only") for basis in others]
+    bases = [basis for basis in bases if basis not in others]  # before the model is run for their tokens
     rng = np.random.default_rng(config.seed)
     tokens = length_tokens_of(given.model, bases, data.calibration, coupled, rng, progress) if bases else {}
-    found = {basis: _sought(basis, seen, rng, progress) for basis, seen in tokens.items()}
+    found = {basis: _sought(seen, rng, progress) for basis, seen in tokens.items()}
     outcome, turned = turned_as_found(config, with_left(given, left), data, found)
     return _with_lengths(outcome, turned)
 
@@ -40,11 +43,9 @@ def _wanted(config: ConvertConfig, most: int) -> int:
 
 
 def _sought(
-    basis: StreamBasis, tokens: list[LengthTokens], rng: np.random.Generator, progress: Callable[[int, int], None]
+    tokens: list[LengthTokens], rng: np.random.Generator, progress: Callable[[int, int], None]
 ) -> ChosenDirections | str:
     """Directions that tell lengths better than the channels do, or why there are none."""
-    if any(norm.kind != "rms" for norm in basis.read):
-        return "directions of lengths are sought for RMSNorms only"
     if not tokens:
         return "no token of the data reaches its norms"
     found = choose_directions(tokens, rng, progress)
