@@ -17,7 +17,7 @@ import numpy as np
 from dynorm_onnx.calibration.rotation.adam import Adam, cosine
 from dynorm_onnx.calibration.rotation.length_tokens import LengthTokens
 
-STEPS = 2500
+STEPS = 5000
 NORMS = 4  # of the stream, a step
 TOKENS = 512  # of each, a step
 RATE = 0.003  # at the peak, of the directions' entries
@@ -56,15 +56,16 @@ class Estimate:
     """How S follows from the directions at one norm; `logarithms` [count + 1] float32 are those of a and kappa."""
 
     def __init__(self, tokens: LengthTokens, count: int) -> None:
-        part = tokens.ordinary & ~tokens.held_out
-        self._x, self._squares = tokens.x[part], tokens.squares[part]
+        self._tokens = tokens
         self.logarithms = np.zeros(count + 1, np.float32)
         self.logarithms[0] = -0.7
 
     def sampled(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """x [TOKENS, C] and S [TOKENS] of tokens drawn at random."""
-        drawn = rng.integers(len(self._x), size=TOKENS)
-        return self._x[drawn].astype(np.float32), self._squares[drawn]
+        """x [T, C] and S [T] of TOKENS tokens that lie together, in an order drawn at random, or of all if they are
+        fewer."""
+        count = min(TOKENS, self._tokens.sought_on)
+        start = int(rng.integers(self._tokens.sought_on - count + 1))
+        return self._tokens.x.read(start, start + count), self._tokens.squares[start : start + count]
 
     def error(self, directions: np.ndarray, x: np.ndarray, squares: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
         """The mean of the squared relative error of S over tokens x [T, C], and its gradients by the directions [C, k]
@@ -81,12 +82,12 @@ class Estimate:
 
 def _start(norms: Sequence[LengthTokens], fixed: Sequence[int], count: int) -> np.ndarray:
     """The fixed axes, and of the rest the directions that hold most of the squared lengths."""
-    channels = norms[0].x.shape[1]
+    channels = norms[0].x.channels
     total = np.zeros((channels, channels))
     for tokens in norms:
-        part = tokens.ordinary & ~tokens.held_out
-        scaled = tokens.x[part].astype(np.float32) / np.sqrt(tokens.squares[part])[:, None]
-        total += scaled.T @ scaled
+        for place, x in tokens.x.blocks(tokens.sought_on):
+            scaled = x / np.sqrt(tokens.squares[place])[:, None]
+            total += scaled.T @ scaled
     total[list(fixed)] = 0.0
     total[:, list(fixed)] = 0.0
     strongest = np.linalg.eigh(total)[1][:, ::-1]

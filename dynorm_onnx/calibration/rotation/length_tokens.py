@@ -8,36 +8,39 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
+from dynorm_onnx.calibration.rotation.kept_rows import KeptRows
 from dynorm_onnx.calibration.rotation.seen import Seen, seen_at
 from dynorm_onnx.graph.basis import StreamBasis
 from dynorm_onnx.graph.lower import LoweredNorm
 from dynorm_onnx.runtime.arrays import Feeds
 
-NORMS = 16
-"""Of a stream, spread evenly: what directions are good for at one norm they are at the next, whose x is nearly the same
-(docs/quality.md)."""
+FIRST, NORMS = 4, 22
+"""Norms of a stream: its first ones, and how many in all, the others spread evenly. What directions are good for at one
+norm they are at the next, whose x is nearly the same; but not where a stream begins (docs/quality.md)."""
 
-LOOKED_AT = 16_384
-"""Tokens of the calibration data that the original is run on."""
+LOOKED_AT = 65_536
+"""Tokens of the calibration data that the original is run on: of fewer, what tells their lengths tells those of others
+less well (docs/quality.md)."""
 
-MEMORY = 1 << 28  # bytes of the sampled tokens of a stream, at most
+DISK = 1 << 31  # bytes of the sampled tokens of a stream, at most
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LengthTokens:
     """Tokens at one norm of a stream.
 
-    `x` [T, C] float16 is what it reads and `squares` [T] float32 the squared length that it divides by, in units of the
-    median token's. `held_out` bool [T] are those that nothing is solved with, `ordinary` bool [T] those that are not
-    massive; `massive` [C] is the share that each channel has of the squared length of those that are. `epsilon` is the
-    norm's, in these units; `coupled` how many channels may be.
+    `x` [T, C] is what it reads and `squares` [T] float32 the squared length that it divides by, in units of the median
+    token's. In random order, the first `sought_on` are those that directions are sought on; behind them are massive
+    ones and those that are held out, `held_out` bool [T], with which nothing is solved. `massive` [C] is the share that
+    each channel has of the squared length of massive tokens. `epsilon` is the norm's, in these units; `coupled` how
+    many channels may be.
     """
 
     norm: LoweredNorm
-    x: np.ndarray
+    x: KeptRows
     squares: np.ndarray
     held_out: np.ndarray
-    ordinary: np.ndarray
+    sought_on: int
     massive: np.ndarray
     epsilon: float
     coupled: int
@@ -61,19 +64,23 @@ def length_tokens_of(
 
 
 def _some(norms: Sequence[LoweredNorm]) -> list[LoweredNorm]:
-    count = min(NORMS, len(norms))
-    return [norms[round(place)] for place in np.linspace(0, len(norms) - 1, count)]
+    if len(norms) <= NORMS:
+        return list(norms)
+    others = np.linspace(FIRST, len(norms) - 1, NORMS - FIRST)
+    return [*norms[:FIRST], *(norms[round(place)] for place in others)]
 
 
 def _tokens(seen: Seen, coupled: int, rng: np.random.Generator) -> LengthTokens:
-    most = MEMORY // (2 * seen.x.shape[1] * NORMS)
-    sample = seen.sampled(np.ones(len(seen.x), bool), most, rng)
+    most = DISK // (2 * seen.x.shape[1] * NORMS)
+    sample = rng.permutation(seen.sampled(np.ones(len(seen.x), bool), most, rng))
+    behind = seen.held_out[sample] | seen.massive[sample]
+    sample = np.concatenate([sample[~behind], sample[behind]])
     return LengthTokens(
         seen.norm,
-        x=(seen.x[sample] / np.sqrt(seen.usual)).astype(np.float16),
+        x=KeptRows(seen.x[sample] / np.sqrt(np.float32(seen.usual))),
         squares=(seen.squares[sample] / seen.usual).astype(np.float32),
         held_out=seen.held_out[sample],
-        ordinary=~seen.massive[sample],
+        sought_on=int(np.count_nonzero(~behind)),
         massive=seen.massive_shares,
         epsilon=seen.norm.epsilon / seen.usual,
         coupled=coupled,

@@ -7,7 +7,7 @@ token's squared length S (calibration/coupling.py), and which channels there are
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -65,9 +65,14 @@ def length_error(norms: Sequence[LengthTokens], rotation: np.ndarray) -> float:
 
 
 def _error(tokens: LengthTokens, rotation: np.ndarray) -> float:
-    turned = tokens.x.astype(np.float32) @ rotation.astype(np.float32)
-    rows = Rows(turned, turned, np.ones(len(turned), np.float32), tokens.held_out)
-    return choose_coupling(tokens.norm.kind, tokens.epsilon, lambda: iter([rows]), tokens.coupled).ordinary_error
+    narrow = rotation.astype(np.float32)
+
+    def batches() -> Iterator[Rows]:
+        for place, x in tokens.x.blocks():
+            turned = x @ narrow
+            yield Rows(turned, turned, np.ones(len(turned), np.float32), tokens.held_out[place])
+
+    return choose_coupling(tokens.norm.kind, tokens.epsilon, batches, tokens.coupled).ordinary_error
 
 
 def _massive(norms: Sequence[LengthTokens]) -> list[int]:
