@@ -47,7 +47,7 @@ class GroupSums:
         if layer.name in self._stream:
             cross = cross + self._stream[layer.name]
         size = layer.inputs + (layer.bias is not None)
-        return NormalSums(self._gram[:size, :size], cross[:size])
+        return NormalSums(self._gram[:size, :size], cross[:size], float(self._gram[-1, -1]))
 
 
 class GroupRows:
@@ -65,7 +65,8 @@ class GroupRows:
         matrix = layer.matrix().astype(np.float32)
         size = layer.inputs + (layer.bias is not None)
         targets = [change @ matrix + stream.get(layer.name, np.float32(0)) for _, change, stream in self._batches]
-        return TokenRows(np.concatenate([f[:, :size] for f, _, _ in self._batches]), np.concatenate(targets))
+        features = np.concatenate([f for f, _, _ in self._batches])
+        return TokenRows(features[:, :size], np.concatenate(targets), float(np.square(features[:, -1]).sum()))
 
 
 def gather(group: LayerGroup, activations: Callable[[], Iterator[Activations]]) -> tuple[LayerData, LayerData]:

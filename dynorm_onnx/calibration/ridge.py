@@ -17,17 +17,16 @@ import numpy as np
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """The lambdas tried, in units of the mean of the diagonal of F^T F."""
 
-GAIN_KEPT = 0.8
-"""Of the best gain on held-out tokens: a stronger lambda that leaves so much of it is taken where a layer is solved
-with caution. Small gains of sixty layers on the tokens they are solved with add up to a model that has learned those
-tokens by heart."""
-
 SKETCH = 256
 """Mixtures of outputs that stand for all of them when lambda is chosen: solving for many outputs is what takes time."""
 
 
 class Equations(Protocol):
     """The data of a regression of targets R [T, N] on features F [T, K]."""
+
+    @property
+    def tokens(self) -> float:
+        """The sum of the weights of the T tokens."""
 
     @property
     def inputs(self) -> int:
@@ -58,10 +57,11 @@ class Equations(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class NormalSums:
-    """Equations by sums over tokens: F^T F [K, K] and F^T R [K, N], float64."""
+    """Equations by sums over tokens: F^T F [K, K] and F^T R [K, N], float64, and the sum of their weights."""
 
     gram: np.ndarray
     cross: np.ndarray
+    tokens: float
 
     @property
     def inputs(self) -> int:
@@ -75,15 +75,15 @@ class NormalSums:
 
     def merge(self, other: NormalSums) -> NormalSums:
         """See Equations."""
-        return NormalSums(self.gram + other.gram, self.cross + other.cross)
+        return NormalSums(self.gram + other.gram, self.cross + other.cross, self.tokens + other.tokens)
 
     def with_target(self, others: Sequence[NormalSums]) -> NormalSums:
         """See Equations."""
-        return NormalSums(self.gram, np.hstack([other.cross for other in others]))
+        return dataclasses.replace(self, cross=np.hstack([other.cross for other in others]))
 
     def mixed(self, mixture: np.ndarray) -> NormalSums:
         """See Equations."""
-        return NormalSums(self.gram, self.cross @ mixture)
+        return dataclasses.replace(self, cross=self.cross @ mixture)
 
     def solve(self, strength: float) -> np.ndarray:
         """See Equations."""
@@ -105,6 +105,7 @@ class TokenRows:
 
     features: np.ndarray  # F
     target: np.ndarray  # R
+    tokens: float
 
     @property
     def inputs(self) -> int:
@@ -118,15 +119,16 @@ class TokenRows:
 
     def merge(self, other: TokenRows) -> TokenRows:
         """See Equations."""
-        return TokenRows(np.vstack([self.features, other.features]), np.vstack([self.target, other.target]))
+        features, target = np.vstack([self.features, other.features]), np.vstack([self.target, other.target])
+        return TokenRows(features, target, self.tokens + other.tokens)
 
     def with_target(self, others: Sequence[TokenRows]) -> TokenRows:
         """See Equations."""
-        return TokenRows(self.features, np.hstack([other.target for other in others]))
+        return dataclasses.replace(self, target=np.hstack([other.target for other in others]))
 
     def mixed(self, mixture: np.ndarray) -> TokenRows:
         """See Equations."""
-        return TokenRows(self.features, self.target @ mixture.astype(np.float32))
+        return dataclasses.replace(self, target=self.target @ mixture.astype(np.float32))
 
     def solve(self, strength: float) -> np.ndarray:
         """See Equations."""
@@ -179,20 +181,27 @@ class Ridge:
 def solve_ridges(training: Sequence[Data], held_out: Sequence[Data], *, cautious: bool = False) -> list[Ridge]:
     """Solve layers that read the same features; one factorisation serves them all.
 
-    Each layer's lambda is chosen on held-out tokens, downhill from the middle of STRENGTHS; `cautious`, the strongest
-    that leaves GAIN_KEPT of what the best one gains. No layer is solved with those tokens, or the layers behind it
-    would choose theirs on tokens that its outputs were fitted to.
+    Each layer's lambda is chosen on held-out tokens, downhill from the middle of STRENGTHS, by what it gains there.
+    `cautious`: less what it gains on the tokens it was solved with beyond that, and so has learned by heart; sixty
+    layers, each with a little of it, add up to a model that has learned those tokens. No layer is solved with tokens
+    that choose, or the layers behind it would choose theirs on tokens that its outputs were fitted to.
     """
-    seen, unseen = _Together([sketch(part) for part in training]), [sketch(part) for part in held_out]
+    seen, unseen = [sketch(part) for part in training], [sketch(part) for part in held_out]
+    together = _Together(seen)
 
     def change(layer: int, strength: float) -> float:
-        return unseen[layer].error_change(seen.solve(strength)[layer])
+        correction = together.solve(strength)[layer]
+        others = _change(unseen[layer], correction)
+        own = _change(seen[layer], correction) if cautious else others
+        return others + max(others - own, 0.0)
 
     changes = [functools.cache(functools.partial(change, layer)) for layer in range(len(training))]
-    chosen = [_downhill(of_layer) for of_layer in changes]
-    if cautious:
-        chosen = [_strongest(of_layer, best) for of_layer, best in zip(changes, chosen, strict=True)]
-    return _solved(training, chosen)
+    return _solved(training, [_downhill(of_layer) for of_layer in changes])
+
+
+def _change(equations: Equations, correction: np.ndarray) -> float:
+    """By how much the correction changes the squared error, a token."""
+    return equations.error_change(correction) / max(equations.tokens, 1e-300)
 
 
 def _downhill(change: Callable[[float], float]) -> float | None:
@@ -204,18 +213,6 @@ def _downhill(change: Callable[[float], float]) -> float | None:
         if best == place:
             return STRENGTHS[place] if change(STRENGTHS[place]) < 0 else None
         place = best
-
-
-def _strongest(change: Callable[[float], float], best: float | None) -> float | None:
-    """The strongest lambda, by steps from the best one, that leaves GAIN_KEPT of its gain."""
-    if best is None:
-        return None
-    chosen = best
-    for strength in STRENGTHS[STRENGTHS.index(best) + 1 :]:
-        if change(strength) > GAIN_KEPT * change(best):
-            break
-        chosen = strength
-    return chosen
 
 
 def _solved(layers: Sequence[Data], strengths: Sequence[float | None]) -> list[Ridge]:
