@@ -80,10 +80,14 @@ def _bars(console: Console) -> Iterator[Progress]:
     )
     with Bar(*columns, console=console, transient=True) as bar:
         tasks: dict[str, Any] = {}
+        totals: dict[str, int] = {}
 
         def advance(step: str, done: int, total: int) -> None:
             if step not in tasks:
                 tasks[step] = bar.add_task(step, total=None)
+            elif total and totals.get(step, total) != total:  # another part of the step, with a pace of its own
+                bar.reset(tasks[step])
+            totals[step] = total or totals.get(step, 0)
             bar.update(tasks[step], completed=done, total=total or None)
 
         yield advance
@@ -101,7 +105,8 @@ class ProgressLines:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._step: str | None = None
-        self._begun = 0.0
+        self._begun = self._part_begun = 0.0  # of a step, and of that part of it that has the present total
+        self._told = 0.0  # when the last was heard of it: there the next part begins
         self._done, self._total = 0, 0
 
     def __enter__(self) -> ProgressLines:
@@ -120,8 +125,11 @@ class ProgressLines:
             if step != self._step or total == 0:
                 self._end_step()
                 self._step, self._begun = step, time.monotonic()
+                self._told = self._begun
                 self._write(f"{step}: begins")
-            self._done, self._total = done, total
+            if total != self._total or total == 0:
+                self._part_begun = self._told
+            self._done, self._total, self._told = done, total, time.monotonic()
 
     def _end_step(self) -> None:
         if self._step is not None:
@@ -132,14 +140,14 @@ class ProgressLines:
         while not self._ended.wait(self._every):
             with self._lock:
                 if self._step is not None:
-                    self._write(self._line(time.monotonic() - self._begun))
+                    self._write(self._line(time.monotonic()))
 
-    def _line(self, seconds: float) -> str:
-        so_far = f"{_duration(seconds)} so far"
+    def _line(self, now: float) -> str:
+        so_far = f"{_duration(now - self._begun)} so far"
         if not 0 < self._done <= self._total:
             return f"{self._step}: {so_far}"
         unit = UNITS.get(self._step or "", "")
-        left = _duration(seconds * (self._total - self._done) / self._done)
+        left = _duration((now - self._part_begun) * (self._total - self._done) / self._done)
         return f"{self._step}: {self._done:,} of {self._total:,} {unit}".rstrip() + f", {so_far}, about {left} left"
 
 

@@ -35,6 +35,20 @@ def test_lines_at_the_ends_of_steps_and_between() -> None:
     assert any(re.search(r"about \d+\.\d s left$", line) for line in between)
 
 
+def test_the_time_left_is_that_of_the_part_under_way() -> None:
+    """A step may have parts of very different pace, told apart by what they count up to."""
+    lines: list[str] = []
+    with ProgressLines(lines.append, every=60) as progress:
+        progress.tell("rotate", 0, 0)
+        time.sleep(0.3)
+        progress.tell("rotate", 3, 3)
+        progress.tell("rotate", 1, 5000)
+        time.sleep(0.1)
+        progress.tell("rotate", 2500, 5000)
+        told = re.search(r"([\d.]+) s so far, about ([\d.]+) s left", progress._line(time.monotonic()))
+    assert told is not None and float(told[1]) >= 0.4 and float(told[2]) < 0.3
+
+
 def test_a_step_that_fails_is_not_done() -> None:
     lines: list[str] = []
     with pytest.raises(ValueError), ProgressLines(lines.append) as progress, StepClock(progress.tell).step("find"):
