@@ -13,7 +13,7 @@ METHODS = ("reconstruct", "fit", "distil")
 TRAIN = ("norms", "all")
 SAMPLES = {"distil": 2048}  # by default, where a method wants more than the others
 PROVIDERS = ("cpu", "cuda")
-OPTIMIZE = ("none", "ort")
+OPTIMIZE = ("auto", "none", "ort")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,7 @@ class ConvertConfig:
     fold: bool = True  # centring into the weights upstream, where that is exact
     fold_weights: bool = False  # the replacements' weights into the layers that read them
     inline: bool = False  # write standard operators only, no functions
-    optimize: str = "none"  # "ort": fuse attention and the like for ONNX Runtime before converting
+    optimize: str = "auto"  # "ort": fuse attention and the like for ONNX Runtime before converting; "auto": if exact
     custom_op_library: tuple[Path, ...] = ()  # of the model's own operators, registered in every session
     provider: str = "cpu"
     validate: bool = True
@@ -67,10 +67,10 @@ class ConvertConfig:
         check_choice("--train", self.train, TRAIN)
         if self.report is not None and self.report.absolute() in (self.model.absolute(), self.output_path.absolute()):
             raise UsageError(f"--report {self.report} is the file of a model; name another")
-        if self.inline and self.optimize != "none":
+        if self.inline and self.optimize == "ort":
             raise UsageError(
-                f"--inline writes standard operators only, and --optimize {self.optimize} fuses into ONNX Runtime's "
-                "own: leave out one of them"
+                "--inline writes standard operators only, and --optimize ort fuses into ONNX Runtime's own: leave out "
+                "one of them"
             )
         _above_zero("--learning-rate", self.learning_rate)
         for knob, bound in (("--max-kl", self.max_kl), ("--max-error", self.max_error)):
@@ -93,6 +93,14 @@ class ConvertConfig:
     def distils(self) -> bool:
         """Whether the model is trained; nothing is where it is rewritten exactly."""
         return self.method == "distil" and self.to != "rmsnorm"
+
+    @property
+    def fuses(self) -> bool:
+        """Whether the model may be fused for ONNX Runtime first: not on its own account where standard operators are
+        wanted, where nothing but what the norms are written with is to change, or where norms are only listed."""
+        return self.optimize == "ort" or (
+            self.optimize == "auto" and not (self.inline or self.dry_run) and self.to != "rmsnorm"
+        )
 
     @property
     def rotates(self) -> bool:

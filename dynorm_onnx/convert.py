@@ -145,7 +145,8 @@ def _parser() -> argparse.ArgumentParser:
         "--optimize",
         choices=OPTIMIZE,
         default=defaults["optimize"],
-        help="ort: fuse attention and the like for ONNX Runtime first; the file then needs it (%(default)s)",
+        help="ort: fuse attention and the like for ONNX Runtime first; the file then needs it. auto: where functions "
+        "replace norms and no output changes by it. none: a portable file (%(default)s)",
     )
     add_option(bounds)
     bounds.add_argument("--provider", choices=PROVIDERS, default=defaults["provider"], help="(%(default)s)")

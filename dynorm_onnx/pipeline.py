@@ -14,28 +14,24 @@ from dynorm_onnx.calibration.data import CalibrationData, load_calibration
 from dynorm_onnx.calibration.look import Look, look
 from dynorm_onnx.calibration.norms import Calibrated
 from dynorm_onnx.config import ConvertConfig, check_choice
-from dynorm_onnx.distillation import require_functions, require_operators, require_runs, require_torch
-from dynorm_onnx.errors import DataError, ModelError
+from dynorm_onnx.distillation import require_functions, require_runs, require_torch
+from dynorm_onnx.errors import DataError
 from dynorm_onnx.folding import centring_folded
 from dynorm_onnx.functions import REGISTRY
 from dynorm_onnx.graph import model_io
-from dynorm_onnx.graph.inline import inlined, other_operators
+from dynorm_onnx.graph.inline import other_operators
 from dynorm_onnx.graph.lower import LoweredNorm, lower, require_finite
-from dynorm_onnx.graph.rewrite import count_replacements
-from dynorm_onnx.graph.select import leave_constants, leave_unpaired, select
-from dynorm_onnx.graph.sites import find_sites
 from dynorm_onnx.progress import Progress, StepClock, no_progress
 from dynorm_onnx.report import Report, build_report
 from dynorm_onnx.report.evidence import Evidence, gather_evidence
 from dynorm_onnx.report.html import require_html, staged_html
 from dynorm_onnx.rotation import rotated
-from dynorm_onnx.runtime.fuse import fuse_for_ort, same_outputs
 from dynorm_onnx.runtime.pieces import open_for_batches
-from dynorm_onnx.runtime.session import FATAL, make_session, run_model
+from dynorm_onnx.runtime.session import FATAL, make_session
 from dynorm_onnx.runtime.timing import Timing
 from dynorm_onnx.runtime.user_libraries import registered
-from dynorm_onnx.runtime.value_types import value_types
 from dynorm_onnx.runtime.variants import time_within
+from dynorm_onnx.subject import find_subject, with_same_outputs
 from dynorm_onnx.within_bounds import within_bounds
 
 TARGETS = (*REGISTRY, "rmsnorm")
@@ -68,25 +64,17 @@ def _convert(config: ConvertConfig, progress: Progress, ready: Callable[[Report]
     clock = StepClock(progress)
     with clock.step("find"):
         original = model_io.load(config.model)
-        fused = fuse_for_ort(original) if config.optimize == "ort" else original
-        prepared = model_io.prepare(fused, value_types)
-        if config.inline:  # at once: what cannot be inlined is to be known before hours of work
-            prepared = model_io.prepare(inlined(prepared), value_types)
-        found = find_sites(prepared, run=run_model)
-        chosen, kept = select(found, config.only, config.keep, replaced=count_replacements(original))
-        if config.to != "rmsnorm":
-            chosen, kept = leave_constants(chosen, kept, prepared.graph)
-            chosen, kept = leave_unpaired(chosen, kept, prepared.graph)
+        subject = find_subject(config, original)
     if config.dry_run:
-        return _put_in_place(config, build_report(config, found, kept, clock), ready)
-    if config.distils:
-        require_operators(prepared, chosen)
+        return _put_in_place(config, build_report(subject.settled(config), subject.found, subject.kept, clock), ready)
     model_io.require_weights(original)
     model_io.require_output(original, config.output_path)
     with clock.step("data"):
-        data, notes = _data(config, prepared, progress)
-        _require_same_outputs(config, prepared, data)
-    norms = lower(prepared, chosen)
+        data, notes = _data(config, subject.model, progress)
+        subject = with_same_outputs(config, original, subject, data)
+    config, notes = subject.settled(config), notes + subject.notes
+    prepared, found, kept = subject.model, subject.found, dict(subject.kept)
+    norms = lower(prepared, subject.chosen)
     if config.to != "rmsnorm":
         require_finite(norms)
     if config.distils and data is not None:
@@ -177,7 +165,7 @@ def _data(
     try:
         return _load_data(config, prepared, progress), ()
     except DataError as error:
-        if config.to != "rmsnorm" or config.data is not None or config.is_bounded or config.optimize != "none":
+        if config.to != "rmsnorm" or config.data is not None or config.is_bounded or config.optimize == "ort":
             raise
         return None, (f"neither validated nor timed: {error}",)
 
@@ -213,15 +201,6 @@ def _look(
     with clock.step("look") as advance:
         function, fades = REGISTRY[config.to], config.method == "distil"
         return look(lowered, norms, function, data.calibration, advance, coupled=config.coupled, fades=fades)
-
-
-def _require_same_outputs(config: ConvertConfig, fused: ir.Model, data: CalibrationData | None) -> None:
-    """Raises ModelError where the fusions of `--optimize ort` changed what the model computes."""
-    if config.optimize == "none" or data is None:
-        return
-    before, after = (make_session(model, provider=config.provider) for model in (config.model, fused))
-    if not same_outputs(before, after, data.validation[0]):
-        raise ModelError(f"--optimize ort: onnxscript's fusions change the outputs of {config.model}; leave it out")
 
 
 def _time(

@@ -127,9 +127,6 @@ TABLE: dict[str, dict[str, str]] = {
         ": a number of channels, 0 for none": "paper/test_command.py::test_wrong_use_is_told_in_a_sentence",
         ": nothing can be written in that folder": "paper/test_command.py::test_wrong_use_is_told_in_a_sentence",
     },
-    "pipeline.py": {
-        "--optimize ort: onnxscript's fusions": "test_pipeline.py::test_fusions_that_change_the_outputs_are_refused",
-    },
     "plotting.py": {
         "needs matplotlib: `pip install": "paper/test_command.py::test_a_missing_extra_is_named",
         ": cannot be written:": "paper/test_command.py::test_wrong_use_is_told_in_a_sentence",
@@ -156,6 +153,9 @@ TABLE: dict[str, dict[str, str]] = {
         "the model returned no float tensor that": "pytorch/distil/test_messages.py::test_what_cannot_be_is_named",
         "student and teacher have no output in": "pytorch/test_distil.py::test_outputs_without_logits_are_compared_by_their_unlikeness",
         ", which holds no outputs that could be": "pytorch/distil/test_messages.py::test_what_cannot_be_is_named",
+    },
+    "subject.py": {
+        "--optimize ort: onnxscript's fusions": "test_pipeline.py::test_fusions_that_change_the_outputs_are_refused",
     },
     "pytorch/distil/optimizer.py": {
         "is not one of": "pytorch/test_distil.py::test_arguments_that_make_no_sense_are_named",

@@ -16,7 +16,10 @@ from dynorm_onnx import convert_model
 from dynorm_onnx.report import Report
 from tests.shipped import FOLDER, MODEL, NORMS, TEXT
 
-QUICK = ["--data", str(TEXT), "--samples", "8", "--max-length", "48", "--method", "fit", "--no-time", "--no-rotate"]
+QUICK = [
+    "--data", str(TEXT), "--samples", "8", "--max-length", "48", "--method", "fit", "--no-time", "--no-rotate",
+    "--optimize", "none",
+]  # fmt: skip
 
 
 def run(*arguments: object, encoding: str = "utf-8") -> subprocess.CompletedProcess[str]:

@@ -27,6 +27,7 @@ def converted(model: Path, output: Path, **knobs: object) -> Report:
         method="fit",
         time=False,
         rotate=False,
+        optimize="none",
         **knobs,
     )
 

@@ -18,7 +18,7 @@ from dynorm_onnx.runtime.session import make_session
 from tests.shipped import MODEL, NORMS, TEXT
 from tests.tolerances import relative_error
 
-QUICK = {"data": TEXT, "samples": 12, "max_length": 64, "time": False, "rotate": False}
+QUICK = {"data": TEXT, "samples": 12, "max_length": 64, "time": False, "rotate": False, "optimize": "none"}
 
 
 def tokens(seed: int = 0) -> dict[str, np.ndarray]:
@@ -52,7 +52,7 @@ def test_rmsnorm_changes_nothing(tmp_path: Path) -> None:
 
 def test_fused_for_onnx_runtime_and_converted(tmp_path: Path) -> None:
     output = tmp_path / "fused.onnx"
-    report = convert_model(MODEL, to="rmsnorm", output=output, optimize="ort", **QUICK)
+    report = convert_model(MODEL, to="rmsnorm", output=output, **{**QUICK, "optimize": "ort"})
     operators = {node.op_type for node in onnx.load(output).graph.node}
     assert "MultiHeadAttention" in operators and "Softmax" not in operators
     assert report.validation is not None and report.validation.quality is not None
@@ -68,7 +68,7 @@ def test_fusions_that_change_the_outputs_are_refused(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(ort_fusions, "optimize_for_ort", wrong)
     with pytest.raises(ModelError, match=r"--optimize ort: .* change the outputs"):
-        convert_model(MODEL, output=tmp_path / "wrong.onnx", optimize="ort", **QUICK)
+        convert_model(MODEL, output=tmp_path / "wrong.onnx", **{**QUICK, "optimize": "ort"})
     assert not list(tmp_path.iterdir())
 
 

@@ -166,8 +166,9 @@ def _parser() -> argparse.ArgumentParser:
     model.add_argument(
         "--optimize",
         choices=OPTIMIZE,
-        default="none",
-        help="with --to: ort fuses attention and the like for ONNX Runtime before replacing (%(default)s)",
+        default="auto",
+        help="with --to: ort fuses attention and the like for ONNX Runtime before replacing, auto where there is any "
+        "(%(default)s)",
     )
     add_option(model)
     ops.set_defaults(custom_op_library=())

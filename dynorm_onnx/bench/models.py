@@ -22,7 +22,7 @@ from dynorm_onnx.graph.lower import lower
 from dynorm_onnx.graph.rewrite import count_replacements, replace
 from dynorm_onnx.graph.sites import find_sites
 from dynorm_onnx.runtime.arrays import Feeds, run
-from dynorm_onnx.runtime.fuse import fuse_for_ort
+from dynorm_onnx.runtime.fuse import fused_or_not
 from dynorm_onnx.runtime.session import Provider, run_model
 from dynorm_onnx.runtime.timing import Timing
 from dynorm_onnx.runtime.value_types import value_types
@@ -80,16 +80,16 @@ def is_replaced(model: Path) -> bool:
     return count_replacements(model_io.load(model)) > 0
 
 
-def make_untrained(original: Path, to: str, *, optimize: str = "none") -> ir.Model:
+def make_untrained(original: Path, to: str, *, optimize: str = "auto") -> ir.Model:
     """The model with every norm replaced and random parameters: useless, and exactly as fast as a good one.
 
-    `optimize="ort"` fuses it for ONNX Runtime first, as the converter does. Raises NoSiteError where the model has no
-    norm, UsageError for an unknown function, ModelError where it cannot be fused.
+    `optimize` is as in ConvertConfig, but that what fusing does to the outputs is not looked at. Raises NoSiteError
+    where the model has no norm, UsageError for an unknown function, ModelError where it cannot be fused.
     """
     if to not in REGISTRY:
         raise UsageError(f"--to {to!r} is not one of {', '.join(REGISTRY)}")
     loaded = model_io.load(original)
-    model = model_io.prepare(fuse_for_ort(loaded) if optimize == "ort" else loaded, value_types)
+    model = model_io.prepare(fused_or_not(loaded, optimize), value_types)
     sites = find_sites(model, run=run_model).sites
     if not sites:
         raise NoSiteError(f"{original}: no norm was found that could be replaced")

@@ -8,6 +8,7 @@ also makes up for the stream's own error so far.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -171,13 +172,17 @@ def _solve_tail(
 def _solve_ridges(
     group: LayerGroup, activations: Callable[[], Iterator[Activations]]
 ) -> Iterator[tuple[LinearLayer, Ridge, tuple[Equations, Equations]]]:
-    """Every layer with its solution and what was solved; those with a bias and those without have other features."""
+    """Every layer with its solution and what was solved; those with a bias and those without have other features. Each
+    part of a layer has a lambda of its own: what helps queries may be learned by heart in values."""
     parts = gather(group, activations)
     for has_bias in (False, True):
         alike = [layer for layer in group.layers if (layer.bias is not None) is has_bias]
         if alike:
             training, held_out = ([part.of_layer(layer) for layer in alike] for part in parts)
-            ridges = solve_ridges(training, held_out, cautious=group.evenness is None)
+            cut = [[own.columns(part) for layer, own in zip(alike, sums, strict=True) for part in layer.parts]
+                   for sums in (training, held_out)]  # fmt: skip
+            solved = iter(solve_ridges(*cut, cautious=group.evenness is None))
+            ridges = [Ridge.side_by_side(list(itertools.islice(solved, len(layer.parts)))) for layer in alike]
             yield from zip(alike, ridges, zip(training, held_out, strict=True), strict=True)
 
 

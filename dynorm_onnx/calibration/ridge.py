@@ -42,6 +42,9 @@ class Equations(Protocol):
     def with_target(self, others: Sequence[Self]) -> Self:
         """These features with the targets of others, of the same features, side by side."""
 
+    def columns(self, place: slice) -> Self:
+        """With the targets of some outputs only."""
+
     def mixed(self, mixture: np.ndarray) -> Self:
         """With the targets R mixture, [N, M]."""
 
@@ -80,6 +83,10 @@ class NormalSums:
     def with_target(self, others: Sequence[NormalSums]) -> NormalSums:
         """See Equations."""
         return dataclasses.replace(self, cross=np.hstack([other.cross for other in others]))
+
+    def columns(self, place: slice) -> NormalSums:
+        """See Equations."""
+        return dataclasses.replace(self, cross=self.cross[:, place])
 
     def mixed(self, mixture: np.ndarray) -> NormalSums:
         """See Equations."""
@@ -125,6 +132,10 @@ class TokenRows:
     def with_target(self, others: Sequence[TokenRows]) -> TokenRows:
         """See Equations."""
         return dataclasses.replace(self, target=np.hstack([other.target for other in others]))
+
+    def columns(self, place: slice) -> TokenRows:
+        """See Equations."""
+        return dataclasses.replace(self, target=self.target[:, place])
 
     def mixed(self, mixture: np.ndarray) -> TokenRows:
         """See Equations."""
@@ -176,6 +187,12 @@ class Ridge:
 
     correction: np.ndarray  # [K, N]
     strength: float | None
+
+    @classmethod
+    def side_by_side(cls, parts: Sequence[Ridge]) -> Ridge:
+        """One layer of several, and the largest strength of theirs."""
+        strengths = [part.strength for part in parts if part.strength is not None]
+        return cls(np.hstack([part.correction for part in parts]), max(strengths, default=None))
 
 
 def solve_ridges(training: Sequence[Data], held_out: Sequence[Data], *, cautious: bool = False) -> list[Ridge]:

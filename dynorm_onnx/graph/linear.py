@@ -192,7 +192,8 @@ def _conv(node: ir.Node) -> _Spelling | None:
 
 
 def _attention(node: ir.Node) -> _Spelling | None:
-    return _Spelling(0, 1, 2, -1, transposed=False) if _is_weight(node.inputs[1]) else None
+    bias = 2 if len(node.inputs) > 2 and node.inputs[2] is not None else None
+    return _Spelling(0, 1, bias, -1, transposed=False) if _is_weight(node.inputs[1]) else None
 
 
 _SPELLINGS = {
@@ -202,6 +203,10 @@ _SPELLINGS = {
     ("com.microsoft", "FusedMatMul"): _fused_matmul,
     ("com.microsoft", "Attention"): _attention,
 }
+
+
+_ADDING_BIAS = ("BiasGelu", "FastGelu")
+"""Activations of com.microsoft that add a bias first."""
 
 
 def _layer(
@@ -215,12 +220,12 @@ def _layer(
     """The layer of `nodes`, the last of which puts out y, and of the Add of a bias behind them."""
     y = nodes[-1].outputs[0]
     bias = node.inputs[spelling.bias] if spelling.bias is not None else None
-    if spelling.bias is None and (added := _bias_add(y, spelling, readers)) is not None:
+    if spelling.bias is None and node.op_type != "Attention" and (added := _bias_add(y, spelling, readers)) is not None:
         add, bias = added
         nodes, y = (*nodes, add), add.outputs[0]
     if bias is not None and not (_is_float_constant(bias) and readers[bias] == 1):
         bias = None
-    inside = node.op_type == "Attention"
+    inside = node.op_type == "Attention" or nodes[-1].op_type in _ADDING_BIAS
     return LinearLayer(
         node, x, spelling.feature_axis, stored, spelling.scale, bias, spelling.bias_scale, nodes,
         None if inside else y, None if inside else _residual(y),
@@ -228,9 +233,12 @@ def _layer(
 
 
 def _bias_add(y: ir.Value, spelling: _Spelling, readers: dict[ir.Value, int]) -> tuple[ir.Node, ir.Value] | None:
-    """The Add of a constant vector that alone reads y, and that vector."""
+    """The Add of a constant vector that alone reads y, or the activation that begins with it, and that vector."""
     add = _only_reader(y)
-    if add is None or add.op_type != "Add" or add.domain != "" or spelling.feature_axis != -1:
+    if add is None or spelling.feature_axis != -1:
+        return None
+    fused = add.domain == "com.microsoft" and add.op_type in _ADDING_BIAS and len(add.inputs) == 2
+    if not fused and (add.op_type != "Add" or add.domain != ""):
         return None
     bias = next((value for value in add.inputs if value is not y), None)
     fits = bias is not None and _is_float_constant(bias) and bias.shape is not None and readers[bias] == 1

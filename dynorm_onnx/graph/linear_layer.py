@@ -100,6 +100,15 @@ class LinearLayer:
         return self.stored.shape[1]
 
     @property
+    def parts(self) -> tuple[slice, ...]:
+        """The outputs of each matrix that the weight holds side by side: of queries, keys and values in Attention."""
+        if self.node.op_type != "Attention" or self.is_quantised:
+            return (slice(0, self.outputs),)
+        sizes = self.node.attributes.get("qkv_hidden_sizes")
+        ends = np.cumsum(sizes.as_ints() if sizes is not None else 3 * [self.outputs // 3]).tolist()
+        return tuple(slice(start, end) for start, end in zip([0, *ends], ends, strict=False))
+
+    @property
     def initializers(self) -> tuple[ir.Value, ...]:
         """All that a re-fit may change."""
         return self.stored.values if self.bias is None else (*self.stored.values, self.bias)

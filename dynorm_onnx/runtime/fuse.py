@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import onnx
 import onnx_ir as ir
 
 from dynorm_onnx.errors import ModelError
+from dynorm_onnx.graph.joined_weights import join_weights
 from dynorm_onnx.graph.outputs import largest_difference
 from dynorm_onnx.runtime.arrays import Feeds, first_line, is_float, run
 from dynorm_onnx.runtime.measures import OutputSums
@@ -21,6 +23,10 @@ log = logging.getLogger(__name__)
 _SAME = {"float64": 1e-6, "float32": 1e-3, "float16": 2e-2, "bfloat16": 5e-2}
 """The relative error up to which a fused model computes the same: orders of summation differ, deep in."""
 
+_MICROSOFT = "com.microsoft"
+_OF_ATTENTION = frozenset({"Attention", "GroupQueryAttention", "MultiHeadAttention", "RotaryEmbedding"})
+"""What ONNX Runtime does not fuse by itself, or only around norms; the rest it makes of any file when it loads it."""
+
 
 def fuse_for_ort(model: Model) -> ir.Model:
     """What onnxscript's `optimize_for_ort` makes of a copy of the model; weights are shared, `model` is not changed.
@@ -30,12 +36,28 @@ def fuse_for_ort(model: Model) -> ir.Model:
     """
     from onnxscript.rewriter.ort_fusions import optimize_for_ort  # takes a second to import
 
+    copy = _private_copy(model)
+    names = {value.name: node.name for node in copy.graph for value in node.outputs}
     try:
-        fused, counts = optimize_for_ort(_private_copy(model))
+        fused, counts = optimize_for_ort(copy)
     except Exception as error:  # whatever the rewriter trips over
         raise ModelError(f"onnxscript cannot fuse the model for ONNX Runtime: {first_line(error)}") from error
     log.info("onnxscript fused: %s", {name: n for name, n in counts.items() if n})
+    _name_as_before(fused, names)
+    join_weights(fused.graph)  # of queries, keys and values, which Attention reads in one
     return fused
+
+
+def fused_or_not(model: ir.Model, optimize: str) -> ir.Model:
+    """The model fused, where `optimize` is "ort", or "auto" and that brings attention; else as it is. Raises ModelError
+    where the rewriter fails."""
+    if optimize == "none" or (optimize == "auto" and not _may_gain_attention(model)):
+        return model
+    fused = fuse_for_ort(model)
+    if optimize == "ort" or _gains_attention(model, fused):
+        return fused
+    log.info("not fused for ONNX Runtime: that would bring no attention")
+    return model
 
 
 def same_outputs(plain: Any, fused: Any, feeds: Feeds) -> bool:
@@ -43,6 +65,34 @@ def same_outputs(plain: Any, fused: Any, feeds: Feeds) -> bool:
     excess = _largest_excess(run(plain, feeds), run(fused, feeds))
     log.info("the fused model's outputs differ by %.3g times what is allowed", excess)
     return excess <= 1
+
+
+def _gains_attention(model: ir.Model, fused: ir.Model) -> bool:
+    """Whether the fused model has operators of attention that the model has not."""
+    before, after = (
+        sum(node.domain == _MICROSOFT and node.op_type in _OF_ATTENTION for node in one.graph.all_nodes())
+        for one in (model, fused)
+    )
+    return after > before
+
+
+def _may_gain_attention(model: ir.Model) -> bool:
+    """Whether there is anything that could be fused to attention: fusing takes a minute for thirty layers."""
+    parts = [model.graph, *(function.graph for function in model.functions.values())]
+    return any(
+        node.op_type in ("Softmax", "Attention") and not node.domain for part in parts for node in part.all_nodes()
+    )
+
+
+def _name_as_before(fused: ir.Model, names: Mapping[str | None, str | None]) -> None:
+    """Gives new nodes the names of those that computed the same before: norms are called by them, in `--keep` and in
+    reports."""
+    known = {node.name for node in fused.graph} & set(names.values())
+    for node in fused.graph:
+        before = names.get(node.outputs[0].name)
+        if node.name not in known and before and before not in known:
+            node.name = before
+            known.add(before)
 
 
 def _private_copy(model: Model) -> ir.Model:

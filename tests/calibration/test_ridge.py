@@ -87,6 +87,22 @@ def test_the_strength_of_many_outputs_is_chosen_as_well_by_a_sketch() -> None:
     assert solve_ridge(training, held_out).correction.shape == (FEATURES, outputs)
 
 
+def test_parts_side_by_side_are_one_layer() -> None:
+    f, _, _ = data(noise=0)
+    rng = np.random.default_rng(4)
+    r = np.hstack([f @ rng.normal(size=(FEATURES, 3)) + noise * rng.normal(size=(TOKENS, 3)) for noise in (0.1, 30)])
+    training, held_out = sums_of(f[:300], r[:300]), sums_of(f[300:], r[300:])
+    places = (slice(0, 3), slice(3, 6))
+    parts = solve_ridges(*([sums.columns(place) for place in places] for sums in (training, held_out)))
+    joined = Ridge.side_by_side(parts)
+    assert parts[0].strength != parts[1].strength
+    assert joined.strength == max(part.strength for part in parts if part.strength is not None)
+    for place, part in zip(places, parts, strict=True):
+        assert np.array_equal(joined.correction[:, place], part.correction)
+    nothing = Ridge(np.zeros((FEATURES, 2)), None)
+    assert Ridge.side_by_side([nothing, nothing]).strength is None
+
+
 def by_heart(training: NormalSums, held_out: NormalSums, ridge: Ridge) -> float:
     """The gain on a token that was solved with, beyond that on another."""
     own, others = (sums.error_change(ridge.correction) / sums.tokens for sums in (training, held_out))

@@ -115,3 +115,25 @@ def test_the_sum_with_the_stream_is_the_residual() -> None:
     )
     (layer,) = find_linear_layers(model.graph).layers
     assert layer.residual is None  # [5, 1] is stretched, which no residual stream is
+
+
+@pytest.mark.parametrize("activation", ["BiasGelu", "FastGelu"])
+def test_a_bias_that_the_activation_adds_is_the_layers(activation: str) -> None:
+    model = model_of(f"h = MatMul(x, w) y = com.microsoft.{activation}(h, b)", [IN, OUT], "[2, 5, 6]")
+    model.graph[0].outputs[0].shape = ir.Shape([2, 5, OUT])
+    (layer,) = find_linear_layers(model.graph).layers
+    assert layer.bias is not None and layer.bias.name == "b" and layer.y is None and layer.residual is None
+    assert np.array_equal(layer.offset(), model.graph.initializers["b"].const_value.numpy())
+
+
+@pytest.mark.parametrize(("sizes", "ends"), [("", [4, 8, 12]), (", qkv_hidden_sizes=[4, 4, 4]", [4, 8, 12])])
+def test_queries_keys_and_values_are_parts_of_one_layer(sizes: str, ends: list[int]) -> None:
+    body = f"y = com.microsoft.Attention<num_heads=2{sizes}>(x, w)"
+    (layer,) = find_linear_layers(model_of(body, [IN, 3 * OUT], "[2, 5, 6]").graph).layers
+    assert [part.stop for part in layer.parts] == ends and [part.start for part in layer.parts] == [0, *ends[:-1]]
+    assert layer.y is None
+
+
+def test_other_layers_are_one_part() -> None:
+    (layer,) = find_linear_layers(model_of("y = MatMul(x, w)", [IN, OUT], "[2, 5, 6]").graph).layers
+    assert layer.parts == (slice(0, OUT),)

@@ -48,7 +48,7 @@ def make(folder: Path) -> Subjects:
         path = subjects.path(column, FORMS[0])
         convert_model(
             MODEL, to=function, coupled=coupled, output=path, data=TEXT, samples=4, max_length=32, method="fit",
-            validate=False, time=False, rotate=False,
+            validate=False, time=False, rotate=False, optimize="none",
         )  # fmt: skip
         coupled_nodes = [node for node in onnx.load(path).graph.node if "Coupled" in node.op_type]
         assert bool(coupled_nodes) == bool(coupled), f"{column}: what the column says is not in the file"

@@ -1,0 +1,30 @@
+"""Weights that a graph joins at run time, joined in the file: what reads them then reads one that can be re-fitted."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from dynorm_onnx.graph.emit import add_initializer
+from dynorm_onnx.graph.fixed import is_fixed
+
+
+def join_weights(graph: ir.Graph) -> None:
+    """Takes out each Concat of initializers that nothing else reads. In place; the file does not grow by it."""
+    for node in graph:
+        if node.op_type != "Concat" or node.domain != "" or node.outputs[0].is_graph_output():
+            continue
+        parts = [
+            value for value in node.inputs if value is not None and is_fixed(value) and value.const_value is not None
+        ]
+        if len(parts) < len(node.inputs) or any(len(value.uses()) > 1 for value in parts):
+            continue
+        arrays = [value.const_value.numpy() for value in parts if value.const_value is not None]
+        axis = node.attributes["axis"].as_int()
+        joined, name = node.outputs[0], str(node.outputs[0].name)
+        joined.name = f"{name}.before"
+        ir.convenience.replace_all_uses_with(joined, add_initializer(graph, name, np.concatenate(arrays, axis)))
+        graph.remove(node, safe=True)
+        for value in parts:
+            if not value.uses() and value.is_initializer():
+                graph.initializers.pop(str(value.name))

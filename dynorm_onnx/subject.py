@@ -1,0 +1,91 @@
+"""The model that is converted, with its norms: the file as it is, or as onnxscript fuses it for ONNX Runtime.
+
+ONNX Runtime fuses attention around norms, and finds none behind our functions; so it is fused before they come. The
+file then needs ONNX Runtime. By default that is done where it brings attention and, on data, changes no output.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import onnx_ir as ir
+
+from dynorm_onnx.calibration.data import CalibrationData
+from dynorm_onnx.config import ConvertConfig
+from dynorm_onnx.distillation import require_operators
+from dynorm_onnx.errors import DynormError, ModelError
+from dynorm_onnx.graph import model_io
+from dynorm_onnx.graph.inline import inlined
+from dynorm_onnx.graph.norm_site import NormSite, SitesFound
+from dynorm_onnx.graph.rewrite import count_replacements
+from dynorm_onnx.graph.select import leave_constants, leave_unpaired, select
+from dynorm_onnx.graph.sites import find_sites
+from dynorm_onnx.runtime.fuse import fused_or_not, same_outputs
+from dynorm_onnx.runtime.pieces import open_for_batches
+from dynorm_onnx.runtime.session import run_model
+from dynorm_onnx.runtime.value_types import value_types
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Subject:
+    """The prepared model; the norms found in it, those to be replaced, and why the others are kept, by their names.
+    `notes` are for the user."""
+
+    model: ir.Model
+    found: SitesFound
+    chosen: tuple[NormSite, ...]
+    kept: dict[str, str]
+    fused: bool
+    notes: tuple[str, ...] = ()
+
+    def settled(self, config: ConvertConfig) -> ConvertConfig:
+        """The config with what became of --optimize."""
+        return dataclasses.replace(config, optimize="ort" if self.fused else "none")
+
+
+def find_subject(config: ConvertConfig, original: ir.Model) -> Subject:
+    """The model to convert, whose outputs are still to be compared where it is fused.
+
+    Raises ModelError where --optimize ort fails, and what finding and choosing norms raises.
+    """
+    try:
+        fused = fused_or_not(original, config.optimize if config.fuses else "none")
+        return _subject(config, original, fused, fused=fused is not original)
+    except DynormError as failure:
+        if config.optimize == "ort" or not config.fuses:
+            raise
+        return _as_it_is(config, original, str(failure))
+
+
+def with_same_outputs(
+    config: ConvertConfig, original: ir.Model, subject: Subject, data: CalibrationData | None
+) -> Subject:
+    """The subject, or the original where the fusions changed what it computes; raises ModelError if they were asked
+    for."""
+    if not subject.fused or data is None:
+        return subject
+    before, after = (open_for_batches(model, provider=config.provider) for model in (config.model, subject.model))
+    if all(same_outputs(before, after, feeds) for feeds in (data.validation[0], data.calibration[-1])):
+        return subject
+    if config.optimize == "ort":
+        raise ModelError(f"--optimize ort: onnxscript's fusions change the outputs of {config.model}; leave it out")
+    return _as_it_is(config, original, "onnxscript's fusions change its outputs")
+
+
+def _as_it_is(config: ConvertConfig, original: ir.Model, reason: str) -> Subject:
+    note = f"not fused for ONNX Runtime, so that it may be slower than it could be: {reason}"
+    return dataclasses.replace(_subject(config, original, original, fused=False), notes=(note,))
+
+
+def _subject(config: ConvertConfig, original: ir.Model, source: ir.Model, *, fused: bool) -> Subject:
+    prepared = model_io.prepare(source, value_types)
+    if config.inline:  # at once: what cannot be inlined is to be known before hours of work
+        prepared = model_io.prepare(inlined(prepared), value_types)
+    found = find_sites(prepared, run=run_model)
+    chosen, kept = select(found, config.only, config.keep, replaced=count_replacements(original))
+    if config.to != "rmsnorm":
+        chosen, kept = leave_constants(chosen, kept, prepared.graph)
+        chosen, kept = leave_unpaired(chosen, kept, prepared.graph)
+    if config.distils and not config.dry_run:
+        require_operators(prepared, chosen)
+    return Subject(prepared, found, chosen, kept, fused)
