@@ -39,7 +39,7 @@ $(VENV)/.serving: $(VENV)/.demo constraints-serving.txt
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m dynorm_onnx.convert $(MODEL)/byte_llama.onnx --to dyisru \
-	    --data $(MODEL)/held_out.txt --optimize ort -o $(VENV)/byte_llama.dyisru.onnx
+	    --data $(MODEL)/held_out.txt -o $(VENV)/byte_llama.dyisru.onnx
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

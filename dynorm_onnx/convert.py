@@ -107,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     kinds = ".npz, a folder of .npz, .jsonl, .txt, or random; default: text that the model writes"
     data.add_argument("--data", type=Path, help=kinds)
     data.add_argument("--tokenizer", type=Path, metavar="tokenizer.json", help="default: the one beside MODEL")
-    counts = f"{defaults['samples']}; {SAMPLES['distil']} to distil"
+    counts = f"{defaults['samples']}; {SAMPLES['distil']} to distil, {SAMPLES['rmsnorm']} to prove a rewrite"
     data.add_argument("--samples", type=int, help=f"samples used ({counts})")
     data.add_argument("--max-length", type=int, default=defaults["max_length"], help="tokens a sample (%(default)s)")
     data.add_argument("--method", choices=METHODS, default=defaults["method"], help="how (%(default)s)")

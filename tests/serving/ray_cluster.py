@@ -16,13 +16,12 @@ import subprocess
 import sys
 import tempfile
 import time
+import unittest.mock
 import urllib.request
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 DEPLOY_SECONDS, READY_SECONDS = 180, 180
 _MARK = "DYNORM_TEST_CLUSTER"  # in the environment of every process that a cluster starts, however it was started
@@ -86,13 +85,10 @@ def running(cpus: int = 1) -> Iterator[RayCluster]:
     """A cluster that is gone, with every process that it started, when the block ends in whatever way."""
     mark = f"{_MARK}={uuid.uuid4().hex}"
     folder = Path(tempfile.mkdtemp(prefix="ray-"))  # short: sockets lie in it, whose paths have a hundred bytes
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(*mark.split("="))
-        patch.setenv("RAY_TMPDIR", str(folder))
+    search = os.pathsep.join(path for path in (str(Path.cwd()), *sys.path) if path)
+    told = dict([mark.split("=")]) | _ENVIRONMENT | {"RAY_TMPDIR": str(folder), "PYTHONPATH": search}
+    with unittest.mock.patch.dict(os.environ, told):
         (folder / "ray").mkdir()
-        for name, value in _ENVIRONMENT.items():
-            patch.setenv(name, value)
-        patch.setenv("PYTHONPATH", os.pathsep.join(path for path in (str(Path.cwd()), *sys.path) if path))
         try:
             yield RayCluster(cpus)
         finally:

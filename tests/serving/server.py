@@ -136,12 +136,13 @@ def main() -> None:
     why_not = missing()
     if why_not is not None:
         sys.exit(why_not)
+    for each in (signal.SIGINT, signal.SIGTERM):  # the first is ignored behind a shell's &, the other ends us unswept
+        signal.signal(each, lambda *_: sys.exit())
     with (
         tempfile.TemporaryDirectory() as folder,
         serving(Path(sys.argv[1]).absolute(), Path(folder), (8000, 8001)) as running,
-        contextlib.suppress(KeyboardInterrupt),
     ):
-        print(f"serving on {running.http} (HTTP) and {running.grpc} (gRPC); Ctrl-C ends it", flush=True)
+        print(f"serving on {running.http} (HTTP) and {running.grpc} (gRPC); Ctrl-C or kill ends it", flush=True)
         signal.pause()
 
 
