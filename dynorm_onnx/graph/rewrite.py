@@ -29,10 +29,10 @@ def replace(model: ir.Model, norm: LoweredNorm, function_name: str, parameters: 
     """Puts function `function_name` ("DyISRU", "DyT", "Derf") in the place of `norm`; in place.
 
     `model` is the lowered model that `norm` is of, in its main graph or in a body, or a clone of it.
-    Where x is a sum of two values of one shape, made in the norm's own graph, that something else reads
-    too, the Add goes as well and the node is the Skip form: its second output is the sum, under the
-    sum's name. A norm whose `skip` is None always gets the plain
-    form. Returns the new node, which has the old one's name. Raises UsageError for an unknown function.
+    Where x is a sum of two values of one shape, made in the norm's own graph, the Add goes as well and the node is the
+    Skip form: its second output is the sum, under the sum's name. One pass over the tokens is saved, also where nothing
+    else reads the sum, as behind post-norms. A norm whose `skip` is None always gets the plain form. Returns the new
+    node, which has the old one's name. Raises UsageError for an unknown function.
     """
     function = _function(function_name)
     node = node_in(model, norm)
@@ -45,7 +45,7 @@ def replace(model: ir.Model, norm: LoweredNorm, function_name: str, parameters: 
     ]
     add, graph = x.producer(), node.graph
     assert isinstance(graph, ir.Graph)
-    operands = sum_operands(x) if norm.skip is not None and _is_read_elsewhere(x, node) else None
+    operands = sum_operands(x) if norm.skip is not None else None
     coupled = parameters.coupling is not None
     if operands is None or add is None or add.graph is not graph:
         form = Form(coupled=coupled)
@@ -110,10 +110,6 @@ def node_in(model: ir.Model, norm: LoweredNorm) -> ir.Node:
     if norm.node.graph is model.graph:
         return norm.node
     return next(node for node in model.graph.all_nodes() if node.name == norm.node.name)
-
-
-def _is_read_elsewhere(x: ir.Value, node: ir.Node) -> bool:
-    return x.is_graph_output() or any(reader is not node for reader in x.consumers())
 
 
 def _arrays(function: Function, parameters: NormParameters, dtype: ir.DataType) -> dict[str, np.ndarray]:

@@ -127,8 +127,8 @@ def weight_made_of_x(g: Graph, x: str) -> str:
 
 
 STACKS = {
-    pre_norm_stack: (4, ["DyISRU", "SkipDyISRU", "SkipDyISRU", "DyISRU"]),
-    post_norm_stack: (3, ["DyISRU"] * 3),
+    pre_norm_stack: (4, ["DyISRU", "SkipDyISRU", "SkipDyISRU", "SkipDyISRU"]),
+    post_norm_stack: (3, ["SkipDyISRU"] * 3),
     fused_stack: (3, ["SkipDyISRU"] * 3),
     two_norms_of_one_mean: (2, ["DyISRU"] * 2),
     weight_made_of_x: (1, ["DyISRU"]),
