@@ -99,7 +99,7 @@ def test_what_something_else_reads_stays() -> None:
     """Of a post-norm model the outputs of norms go on in the stream."""
     model, norms = replaced(post_norm())
     folds = fold_weights(model, norms, PARITY)
-    assert "Add" in reason(folds, "embed") and "no linear layer" in reason(folds, "embed")
+    assert "SkipDyISRU" in reason(folds, "embed") and "no linear layer" in reason(folds, "embed")
     assert [fold.sites for fold in folds.done] == [("norm1",)]  # which the head alone reads
 
 
