@@ -94,7 +94,7 @@ def _convert(config: ConvertConfig, progress: Progress, ready: Callable[[Report]
     outcome = with_calibration_text(config, outcome, data, clock)
     written = as_written(config, outcome.converted)
     with clock.step("time"):
-        timing = _time(config, written, data, clock.total)
+        timing = _time(config, written, data, clock.total, subject.fused)
     evidence = _evidence(config, prepared, norms, outcome.calibrated, data, clock)
     with contextlib.ExitStack() as files:
         with clock.step("save"):
@@ -204,9 +204,9 @@ def _look(
 
 
 def _time(
-    config: ConvertConfig, converted: ir.Model, data: CalibrationData | None, seconds: float
+    config: ConvertConfig, converted: ir.Model, data: CalibrationData | None, seconds: float, fused: ir.Model | None
 ) -> tuple[Timing, ...]:
     """The variants' times, measured in no more than about `seconds`: what the conversion has taken so far."""
     if not config.time or data is None:
         return ()
-    return time_within(config.model, converted, data.validation[0], seconds, provider=config.provider)
+    return time_within(config.model, converted, data.validation[0], seconds, provider=config.provider, fused=fused)

@@ -29,18 +29,18 @@ from dynorm_onnx.runtime.value_types import value_types
 @dataclasses.dataclass(frozen=True, eq=False)
 class Subject:
     """The prepared model; the norms found in it, those to be replaced, and why the others are kept, by their names.
-    `notes` are for the user."""
+    `fused` is what was prepared, where that is not the file as it is; `notes` are for the user."""
 
     model: ir.Model
     found: SitesFound
     chosen: tuple[NormSite, ...]
     kept: dict[str, str]
-    fused: bool
+    fused: ir.Model | None
     notes: tuple[str, ...] = ()
 
     def settled(self, config: ConvertConfig) -> ConvertConfig:
         """The config with what became of --optimize."""
-        return dataclasses.replace(config, optimize="ort" if self.fused else "none")
+        return dataclasses.replace(config, optimize="none" if self.fused is None else "ort")
 
 
 def find_subject(config: ConvertConfig, original: ir.Model) -> Subject:
@@ -50,11 +50,13 @@ def find_subject(config: ConvertConfig, original: ir.Model) -> Subject:
     """
     try:
         fused = fused_or_not(original, config.optimize if config.fuses else "none")
-        return _subject(config, original, fused, fused=fused is not original)
+        if fused is not original:
+            return _subject(config, original, fused)
     except DynormError as failure:
-        if config.optimize == "ort" or not config.fuses:
+        if config.optimize == "ort":
             raise
         return _as_it_is(config, original, str(failure))
+    return _subject(config, original)
 
 
 def with_same_outputs(
@@ -62,7 +64,7 @@ def with_same_outputs(
 ) -> Subject:
     """The subject, or the original where the fusions changed what it computes; raises ModelError if they were asked
     for."""
-    if not subject.fused or data is None:
+    if subject.fused is None or data is None:
         return subject
     before, after = (open_for_batches(model, provider=config.provider) for model in (config.model, subject.model))
     if all(same_outputs(before, after, feeds) for feeds in (data.validation[0], data.calibration[-1])):
@@ -74,11 +76,11 @@ def with_same_outputs(
 
 def _as_it_is(config: ConvertConfig, original: ir.Model, reason: str) -> Subject:
     note = f"not fused for ONNX Runtime, so that it may be slower than it could be: {reason}"
-    return dataclasses.replace(_subject(config, original, original, fused=False), notes=(note,))
+    return dataclasses.replace(_subject(config, original), notes=(note,))
 
 
-def _subject(config: ConvertConfig, original: ir.Model, source: ir.Model, *, fused: bool) -> Subject:
-    prepared = model_io.prepare(source, value_types)
+def _subject(config: ConvertConfig, original: ir.Model, fused: ir.Model | None = None) -> Subject:
+    prepared = model_io.prepare(original if fused is None else fused, value_types)
     if config.inline:  # at once: what cannot be inlined is to be known before hours of work
         prepared = model_io.prepare(inlined(prepared), value_types)
     found = find_sites(prepared, run=run_model)

@@ -80,14 +80,12 @@ def _bars(console: Console) -> Iterator[Progress]:
     )
     with Bar(*columns, console=console, transient=True) as bar:
         tasks: dict[str, Any] = {}
-        totals: dict[str, int] = {}
 
         def advance(step: str, done: int, total: int) -> None:
             if step not in tasks:
                 tasks[step] = bar.add_task(step, total=None)
-            elif total and totals.get(step, total) != total:  # another part of the step, with a pace of its own
+            elif total and bar.tasks[tasks[step]].total not in (None, total):  # another part, with a pace of its own
                 bar.reset(tasks[step])
-            totals[step] = total or totals.get(step, 0)
             bar.update(tasks[step], completed=done, total=total or None)
 
         yield advance
@@ -124,10 +122,10 @@ class ProgressLines:
         with self._lock:
             if step != self._step or total == 0:
                 self._end_step()
-                self._step, self._begun = step, time.monotonic()
-                self._told = self._begun
+                self._step = step
+                self._begun = self._part_begun = self._told = time.monotonic()
                 self._write(f"{step}: begins")
-            if total != self._total or total == 0:
+            elif total != self._total:
                 self._part_begun = self._told
             self._done, self._total, self._told = done, total, time.monotonic()
 

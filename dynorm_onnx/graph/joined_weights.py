@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from dynorm_onnx.graph.emit import add_initializer
+from dynorm_onnx.graph.emit import add_initializer, remove_dead
 from dynorm_onnx.graph.fixed import is_fixed
 
 
@@ -24,7 +24,4 @@ def join_weights(graph: ir.Graph) -> None:
         joined, name = node.outputs[0], str(node.outputs[0].name)
         joined.name = f"{name}.before"
         ir.convenience.replace_all_uses_with(joined, add_initializer(graph, name, np.concatenate(arrays, axis)))
-        graph.remove(node, safe=True)
-        for value in parts:
-            if not value.uses() and value.is_initializer():
-                graph.initializers.pop(str(value.name))
+        remove_dead([node])

@@ -33,18 +33,25 @@ ORIGINAL, FUSED, CONVERTED, KERNELS = "original", "original-fused", "converted",
 
 
 def make_variants(
-    original: Model, converted: Model, feeds: Feeds, *, provider: Provider = "cpu", threads: int | None = None
+    original: Model,
+    converted: Model,
+    feeds: Feeds,
+    *,
+    provider: Provider = "cpu",
+    threads: int | None = None,
+    fused: ir.Model | None = None,
 ) -> dict[str, Any]:
-    """The sessions to be timed, by variant.
+    """The sessions to be timed, by variant; `fused` is what onnxscript made of the original, where that is known.
 
     `original-fused` is the session of the rewritten file here, and missing where onnxscript could not
     rewrite it or changed its outputs on `feeds`; time_model() chooses the better of it and `original`.
     `converted-kernels` is missing where no library serves the provider, or no node is one of its operators.
     """
     sessions = {ORIGINAL: make_session(original, provider=provider, kernels=False, threads=threads)}
-    fused = _fused_session(original, sessions[ORIGINAL], feeds, provider, threads)
     if fused is not None:
-        sessions[FUSED] = fused
+        sessions[FUSED] = make_session(fused, provider=provider, kernels=False, threads=threads)
+    elif (made := _fused_session(original, sessions[ORIGINAL], feeds, provider, threads)) is not None:
+        sessions[FUSED] = made
     sessions[CONVERTED] = make_session(converted, provider=provider, kernels=False, threads=threads)
     if has_kernels(provider) and _has_replacements(converted):
         sessions[KERNELS] = make_session(converted, provider=provider, kernels=True, threads=threads)
@@ -56,12 +63,18 @@ MOST_SECONDS, LEAST_SECONDS = 2.0, 0.1
 
 
 def time_within(
-    original: Model, converted: Model, feeds: Feeds, seconds: float, *, provider: Provider = "cpu"
+    original: Model,
+    converted: Model,
+    feeds: Feeds,
+    seconds: float,
+    *,
+    provider: Provider = "cpu",
+    fused: ir.Model | None = None,
 ) -> tuple[Timing, ...]:
     """The timing rows of a conversion in about so many seconds in all, loading and fusing included, though no fewer
     than five rounds take, and at most MOST_SECONDS for each variant."""
     started = time.perf_counter()
-    sessions = make_variants(original, converted, feeds, provider=provider)
+    sessions = make_variants(original, converted, feeds, provider=provider, fused=fused)
     left = seconds - (time.perf_counter() - started)
     each = min(max(left / len(sessions), LEAST_SECONDS), MOST_SECONDS)
     return time_model(sessions, feeds, provider=provider, seconds=each)

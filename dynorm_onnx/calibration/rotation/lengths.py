@@ -47,7 +47,7 @@ def choose_directions(
     with threadpool_limits(1, user_api="blas"):  # products over before another thread is there to help
         directions = find_directions(norms, fixed, count, rng, progress)
     rotation = rotation_to(directions)
-    return ChosenDirections(rotation, count, length_error(norms, np.eye(len(rotation))), length_error(norms, rotation))
+    return ChosenDirections(rotation, count, length_error(norms), length_error(norms, rotation))
 
 
 def rotation_to(directions: np.ndarray) -> np.ndarray:
@@ -59,17 +59,17 @@ def rotation_to(directions: np.ndarray) -> np.ndarray:
     return np.hstack([directions, free @ (left @ right)])
 
 
-def length_error(norms: Sequence[LengthTokens], rotation: np.ndarray) -> float:
-    """The error of S in the basis R [C, C], as ChosenDirections has it."""
+def length_error(norms: Sequence[LengthTokens], rotation: np.ndarray | None = None) -> float:
+    """The error of S in the basis R [C, C], or in the stream's own, as ChosenDirections has it."""
     return float(np.sqrt(np.mean([_error(tokens, rotation) ** 2 for tokens in norms])))
 
 
-def _error(tokens: LengthTokens, rotation: np.ndarray) -> float:
-    narrow = rotation.astype(np.float32)
+def _error(tokens: LengthTokens, rotation: np.ndarray | None) -> float:
+    narrow = None if rotation is None else rotation.astype(np.float32)
 
     def batches() -> Iterator[Rows]:
         for place, x in tokens.x.blocks():
-            turned = x @ narrow
+            turned = x if narrow is None else x @ narrow
             yield Rows(turned, turned, np.ones(len(turned), np.float32), tokens.held_out[place])
 
     return choose_coupling(tokens.norm.kind, tokens.epsilon, batches, tokens.coupled).ordinary_error
