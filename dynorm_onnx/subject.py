@@ -62,16 +62,20 @@ def find_subject(config: ConvertConfig, original: ir.Model) -> Subject:
 def with_same_outputs(
     config: ConvertConfig, original: ir.Model, subject: Subject, data: CalibrationData | None
 ) -> Subject:
-    """The subject, or the original where the fusions changed what it computes; raises ModelError if they were asked
-    for."""
+    """The subject, or the original where the fusions changed what it computes, or left what ONNX Runtime does not load;
+    raises ModelError if they were asked for."""
     if subject.fused is None or data is None:
         return subject
-    before, after = (open_for_batches(model, provider=config.provider) for model in (config.model, subject.model))
-    if all(same_outputs(before, after, feeds) for feeds in (data.validation[0], data.calibration[-1])):
-        return subject
+    try:
+        before, after = (open_for_batches(model, provider=config.provider) for model in (config.model, subject.model))
+        if all(same_outputs(before, after, feeds) for feeds in (data.validation[0], data.calibration[-1])):
+            return subject
+        reason = "onnxscript's fusions change its outputs"
+    except DynormError as failure:  # they may also write what cannot run
+        reason = f"onnxscript's fusions break it: {failure}"
     if config.optimize == "ort":
-        raise ModelError(f"--optimize ort: onnxscript's fusions change the outputs of {config.model}; leave it out")
-    return _as_it_is(config, original, "onnxscript's fusions change its outputs")
+        raise ModelError(f"--optimize ort: {config.model}: {reason}; leave it out")
+    return _as_it_is(config, original, reason)
 
 
 def _as_it_is(config: ConvertConfig, original: ir.Model, reason: str) -> Subject:

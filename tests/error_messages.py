@@ -155,7 +155,7 @@ TABLE: dict[str, dict[str, str]] = {
         ", which holds no outputs that could be": "pytorch/distil/test_messages.py::test_what_cannot_be_is_named",
     },
     "subject.py": {
-        "--optimize ort: onnxscript's fusions": "test_pipeline.py::test_fusions_that_change_the_outputs_are_refused",
+        "--optimize ort: ": "test_pipeline.py::test_fusions_that_change_the_outputs_are_refused",
     },
     "pytorch/distil/optimizer.py": {
         "is not one of": "pytorch/test_distil.py::test_arguments_that_make_no_sense_are_named",
