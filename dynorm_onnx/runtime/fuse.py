@@ -12,6 +12,7 @@ import onnx
 import onnx_ir as ir
 
 from dynorm_onnx.errors import ModelError
+from dynorm_onnx.graph.flat_rows import flatten_rows
 from dynorm_onnx.graph.joined_weights import join_weights
 from dynorm_onnx.graph.outputs import largest_difference
 from dynorm_onnx.runtime.arrays import Feeds, first_line, is_float, run
@@ -44,6 +45,7 @@ def fuse_for_ort(model: Model) -> ir.Model:
         raise ModelError(f"onnxscript cannot fuse the model for ONNX Runtime: {first_line(error)}") from error
     log.info("onnxscript fused: %s", {name: n for name, n in counts.items() if n})
     _name_as_before(fused, names)
+    flatten_rows(fused.graph)  # behind attention, before Gemm
     join_weights(fused.graph)  # of queries, keys and values, which Attention reads in one
     return fused
 
