@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from dynorm_onnx.calibration.divergence import Distributions
 from dynorm_onnx.calibration.held_out import held_out_rows
 from dynorm_onnx.calibration.lbfgs import MEMORY, Objective, minimise
 from dynorm_onnx.calibration.stages import Activations
@@ -43,13 +44,23 @@ class _Tokens:
     """Rows: the converted model's features (a one behind, for the bias), the original's log-probabilities."""
 
     features: np.ndarray  # [tokens, K + 1] float32
-    log_p: np.ndarray  # [tokens, V] float32
+    original: Distributions
+
+    def kl(self, weights: np.ndarray) -> float:
+        """Mean KL(original || converted), nats."""
+        return sum(self.original[rows].kl(self.features[rows] @ weights) for rows in self._parts()) / len(self.original)
 
     def kl_and_gradient(self, weights: np.ndarray) -> tuple[float, np.ndarray]:
-        """Mean KL(original || converted), nats, and its gradient, [K + 1, V]."""
-        log_q = log_softmax(self.features @ weights)
-        gradient = self.features.T @ (np.exp(log_q) - np.exp(self.log_p))
-        return mean_kl(self.log_p, log_q), gradient.astype(np.float64) / len(log_q)
+        """The same and its gradient, [K + 1, V]."""
+        value, gradient = 0.0, np.zeros(weights.shape)
+        for rows in self._parts():
+            features = self.features[rows]
+            more, by_logits = self.original[rows].kl_and_gradient(features @ weights)
+            value, gradient = value + more, gradient + features.T @ by_logits
+        return value / len(self.original), gradient / len(self.original)
+
+    def _parts(self) -> Iterator[slice]:
+        return self.original.parts()
 
 
 def fit_logits_layer(
@@ -63,14 +74,11 @@ def fit_logits_layer(
     training, held_out = _collect(layer, activations, every)
     has_bias = layer.bias is not None
 
-    def objective(tokens: _Tokens) -> Objective:
-        def kl_and_gradient(weights: np.ndarray) -> tuple[float, np.ndarray]:
-            value, gradient = tokens.kl_and_gradient(_full(weights, has_bias))
-            return value, gradient[: len(weights)]
+    def kl_and_gradient(weights: np.ndarray) -> tuple[float, np.ndarray]:
+        value, gradient = training.kl_and_gradient(_full(weights, has_bias))
+        return value, gradient[: len(weights)]
 
-        return kl_and_gradient
-
-    return search(layer.label, objective(training), objective(held_out), start)
+    return search(layer.label, kl_and_gradient, lambda weights: held_out.kl(_full(weights, has_bias)), start)
 
 
 def sampling_step(tokens: int, weights: int, limit: float = WORK_LIMIT) -> int:
@@ -78,32 +86,23 @@ def sampling_step(tokens: int, weights: int, limit: float = WORK_LIMIT) -> int:
     return max(1, round(tokens * weights / limit))
 
 
-def search(name: str, training: Objective, held_out: Objective, start: np.ndarray) -> np.ndarray | None:
+def search(
+    name: str, training: Objective, held_out: Callable[[np.ndarray], float], start: np.ndarray
+) -> np.ndarray | None:
     """Weights of less mean KL than `start`, by as many steps of L-BFGS as are best for held-out tokens.
 
     None where held-out tokens gain nothing.
     """
-    steps, best = 0, held_out(start)[0]
+    steps, best = 0, held_out(start)
     first, found = best, None
     for step, weights in enumerate(itertools.islice(minimise(training, start.astype(np.float64)), MOST_STEPS), 1):
-        kl = held_out(weights)[0]
+        kl = held_out(weights)
         if kl < best:
             steps, best, found = step, kl, weights
         elif step == steps + PATIENCE:
             break
     log.info("%s: held-out KL %.4f -> %.4f in %d steps", name, first, best, steps)
     return found
-
-
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Over the last axis, in the type of the logits."""
-    shifted = logits - logits.max(-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
-
-
-def mean_kl(log_p: np.ndarray, log_q: np.ndarray) -> float:
-    """The mean over tokens of KL(p || q), nats, for log-probabilities [tokens, V]."""
-    return float(np.mean(np.sum(np.exp(log_p) * (log_p - log_q), -1, dtype=np.float64)))
 
 
 def _full(weights: np.ndarray, has_bias: bool) -> np.ndarray:
@@ -126,10 +125,10 @@ def _collect(
     for batch in activations():
         original, converted = (_with_one(values[x], every) for values in (batch.original, batch.converted))
         usable = np.isfinite(original).all(1) & np.isfinite(converted).all(1)
-        features, log_p = converted[usable], log_softmax(original[usable] @ weights)
+        features, words = converted[usable], Distributions.of_logits(original[usable] @ weights)
         chooses = held_out_rows(batch.held_out, batch.original[x].size // layer.inputs)[::every][usable]
         for part, rows in zip(parts, (~chooses, chooses), strict=True):
-            part.append(_Tokens(features[rows], log_p[rows]))
+            part.append(_Tokens(features[rows], words[rows]))
     return _joined(parts[0]), _joined(parts[1])
 
 
@@ -139,4 +138,4 @@ def _with_one(x: np.ndarray, every: int) -> np.ndarray:
 
 
 def _joined(parts: Sequence[_Tokens]) -> _Tokens:
-    return _Tokens(np.concatenate([p.features for p in parts]), np.concatenate([p.log_p for p in parts]))
+    return _Tokens(np.concatenate([p.features for p in parts]), Distributions.joined([p.original for p in parts]))

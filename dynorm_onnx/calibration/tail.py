@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import onnx_ir as ir
 
+from dynorm_onnx.calibration.divergence import Distributions
 from dynorm_onnx.calibration.fit import Fit
 from dynorm_onnx.calibration.held_out import held_out_rows
-from dynorm_onnx.calibration.last_layer import WORK_LIMIT, are_too_many, log_softmax, mean_kl, sampling_step, search
-from dynorm_onnx.calibration.lbfgs import Objective
+from dynorm_onnx.calibration.last_layer import WORK_LIMIT, are_too_many, sampling_step, search
 from dynorm_onnx.calibration.plan import SolvePoint
 from dynorm_onnx.calibration.stages import Activations
 from dynorm_onnx.functions import Function, NormParameters
@@ -25,8 +25,6 @@ from dynorm_onnx.functions.coupling import applied
 from dynorm_onnx.graph.linear_layer import LinearLayer
 from dynorm_onnx.graph.lower import LoweredNorm
 
-PART_LIMIT = 128 << 20
-"""Bytes of each array of a number for every word that a search holds at a time, the original's aside."""
 HEAD_STAYS_WORK_LIMIT = 1.2e11
 """Tokens x weights of one evaluation where the head stays; above it every n-th token is taken."""
 DIFFERENCE = 1e-3  # of the stream's size, to take the function's slope by
@@ -92,9 +90,13 @@ class TailWeights:
     bias: np.ndarray
     logits: np.ndarray
 
+    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """All three."""
+        return self.writer, self.bias, self.logits
+
     def flat(self) -> np.ndarray:
         """All in one vector."""
-        return np.concatenate([self.writer.ravel(), self.bias, self.logits.ravel()])
+        return np.concatenate([array.ravel() for array in self.arrays()])
 
     def like(self, flat: np.ndarray) -> TailWeights:
         """A vector that flat() made, in the shapes of these."""
@@ -104,7 +106,7 @@ class TailWeights:
 
     def single(self) -> TailWeights:
         """In float32."""
-        return TailWeights(*(np.asarray(array, np.float32) for array in (self.writer, self.bias, self.logits)))
+        return TailWeights(*(np.asarray(array, np.float32) for array in self.arrays()))
 
     def __add__(self, other: TailWeights) -> TailWeights:
         return TailWeights(self.writer + other.writer, self.bias + other.bias, self.logits + other.logits)
@@ -112,23 +114,21 @@ class TailWeights:
 
 @dataclasses.dataclass(frozen=True)
 class _Tokens:
-    """Rows of tokens, float32: the writer's features [T, K (+ 1)], the stream [T, C], log-probabilities [T, V]."""
+    """Rows of tokens: the writer's features [T, K (+ 1)] and the stream [T, C], float32, and the original's words."""
 
     features: np.ndarray
     stream: np.ndarray
-    log_p: np.ndarray
+    original: Distributions
 
     def parts(self) -> Iterator[_Tokens]:
-        """The same tokens, so many at a time that what is computed of each word keeps within PART_LIMIT."""
-        count = max(1, PART_LIMIT // (4 * self.log_p.shape[1]))
-        for start in range(0, len(self.log_p), count):
-            rows = slice(start, start + count)
-            yield _Tokens(self.features[rows], self.stream[rows], self.log_p[rows])
+        """The same tokens, so many at a time that what is computed of each word stays in the processor's cache."""
+        for rows in self.original.parts():
+            yield _Tokens(self.features[rows], self.stream[rows], self.original[rows])
 
     @classmethod
     def joined(cls, parts: Sequence[_Tokens]) -> _Tokens:
-        fields = (field.name for field in dataclasses.fields(cls))
-        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in fields))
+        features, stream = (np.concatenate([getattr(part, name) for part in parts]) for name in ("features", "stream"))
+        return cls(features, stream, Distributions.joined([part.original for part in parts]))
 
 
 class _Model:
@@ -145,25 +145,29 @@ class _Model:
         self._step = np.float32(DIFFERENCE * size)
         self._head = None if head is None else np.asarray(head, np.float32)
 
-    def kl_and_gradient(self, tokens: _Tokens, weights: TailWeights) -> tuple[float, TailWeights]:
-        """Mean KL(original || converted), nats, and its gradient."""
+    def kl(self, tokens: _Tokens, weights: TailWeights) -> float:
+        """Mean KL(original || converted), nats."""
         single = weights.single()
-        sums = [self._of_part(part, single, len(tokens.log_p)) for part in tokens.parts()]
-        gradient = sums[0][1]
-        for _, more in sums[1:]:
-            gradient += more
-        return sum(value for value, _ in sums), gradient
+        sums = (
+            part.original.kl(_logits(self._seen(part, single)[-1], self._head_of(single))) for part in tokens.parts()
+        )
+        return sum(sums) / len(tokens.original)
 
-    def _of_part(self, tokens: _Tokens, weights: TailWeights, of: int) -> tuple[float, TailWeights]:
-        """What some of `of` tokens add to the mean KL and to its gradient."""
-        head = weights.logits if self._head is None else self._head
-        stream = tokens.stream + tokens.features @ weights.writer
-        seen = applied(self._coupling, stream)
-        core = self._core(seen)
-        y = core * self._weight + weights.bias
-        log_q = log_softmax(_logits(y, head))
-        value = mean_kl(tokens.log_p, log_q) * len(log_q) / of
-        to_logits = (np.exp(log_q) - np.exp(tokens.log_p)) / np.float32(of)
+    def kl_and_gradient(self, tokens: _Tokens, weights: TailWeights) -> tuple[float, TailWeights]:
+        """The same and its gradient."""
+        single = weights.single()
+        value, gradient = 0.0, TailWeights(*(np.zeros(array.shape) for array in weights.arrays()))
+        for part in tokens.parts():
+            more, by_weights = self._of_part(part, single)
+            value, gradient = value + more, gradient + by_weights
+        tokens_in_all = len(tokens.original)
+        return value / tokens_in_all, TailWeights(*(array / tokens_in_all for array in gradient.arrays()))
+
+    def _of_part(self, tokens: _Tokens, weights: TailWeights) -> tuple[float, TailWeights]:
+        """The sum of the tokens' KL, and its gradient."""
+        head = self._head_of(weights)
+        stream, seen, core, y = self._seen(tokens, weights)
+        value, to_logits = tokens.original.kl_and_gradient(_logits(y, head))
         to_y = to_logits @ head[: y.shape[1]].T
         slope = self._weight * (self._core(seen + self._step) - core) / self._step
         to_stream = to_y * slope
@@ -173,6 +177,16 @@ class _Model:
         if self._head is None and len(head) > y.shape[1]:
             by_logits.append(to_logits.sum(0, keepdims=True))
         return value, TailWeights(tokens.features.T @ to_stream, to_y.sum(0), np.vstack(by_logits))
+
+    def _seen(self, tokens: _Tokens, weights: TailWeights) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """The stream, what the function is of, its core, and what it gives."""
+        stream = tokens.stream + tokens.features @ weights.writer
+        seen = applied(self._coupling, stream)
+        core = self._core(seen)
+        return stream, seen, core, core * self._weight + weights.bias
+
+    def _head_of(self, weights: TailWeights) -> np.ndarray:
+        return weights.logits if self._head is None else self._head
 
     def _core(self, x: np.ndarray) -> np.ndarray:
         return self._function.core(x, **self._scalars)
@@ -197,15 +211,12 @@ def fit_tail(
     size = float(np.sqrt(np.mean(np.square(training.stream), dtype=np.float64)))
     model = _Model(function, fitted.parameters, size or 1.0, head)
 
-    def objective(part: _Tokens) -> Objective:
-        def kl_and_gradient(flat: np.ndarray) -> tuple[float, np.ndarray]:
-            value, gradient = model.kl_and_gradient(part, start.like(flat))
-            return value, gradient.flat().astype(np.float64)
-
-        return kl_and_gradient
+    def kl_and_gradient(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        value, gradient = model.kl_and_gradient(training, start.like(flat))
+        return value, gradient.flat()
 
     name = f"{tail.writer.label} to {tail.logits.label}"
-    found = search(name, objective(training), objective(held_out), start.flat())
+    found = search(name, kl_and_gradient, lambda flat: model.kl(held_out, start.like(flat)), start.flat())
     return None if found is None else start.like(found)
 
 
@@ -220,10 +231,10 @@ def _collect(tail: Tail, activations: Callable[[], Iterator[Activations]], every
         if tail.writer.bias is not None:
             features = np.hstack([features, np.ones((len(features), 1), np.float32)])
         usable = np.isfinite(features).all(1) & np.isfinite(streams).all(1) & np.isfinite(original).all(1)
-        log_p = log_softmax(original[usable] @ matrix + offset)
+        words = Distributions.of_logits(original[usable] @ matrix + offset)
         chooses = held_out_rows(batch.held_out, batch.converted[stream].size // tail.writer.outputs)[::every][usable]
         for part, rows in zip(parts, (~chooses, chooses), strict=True):
-            part.append(_Tokens(features[usable][rows], streams[usable][rows], log_p[rows]))
+            part.append(_Tokens(features[usable][rows], streams[usable][rows], words[rows]))
     return _Tokens.joined(parts[0]), _Tokens.joined(parts[1])
 
 

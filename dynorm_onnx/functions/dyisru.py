@@ -23,7 +23,25 @@ LARGEST_FLOAT32 = 1e19
 
 def core(x: np.ndarray, beta: np.ndarray) -> np.ndarray:
     """x / sqrt(beta + x^2) for any finite x and beta > 0, without overflow."""
-    return x / np.hypot(np.sqrt(beta), x)
+    x, beta = np.asarray(x), np.asarray(beta)
+    if not _squares_are_exact(x, beta):
+        return np.asarray(x / np.hypot(np.sqrt(beta), x))
+    root = np.square(x)  # a fifth of the time of hypot
+    root += beta
+    np.sqrt(root, out=root)
+    return np.divide(x, root, out=root)
+
+
+def _squares_are_exact(x: np.ndarray, beta: np.ndarray) -> bool:
+    """Whether x^2 + beta, of the shape and type of x, neither overflows nor loses digits to numbers too small."""
+    if x.dtype not in (np.float32, np.float64) or np.result_type(x, beta) != x.dtype or not x.size:
+        return False
+    if np.broadcast_shapes(x.shape, beta.shape) != x.shape:
+        return False
+    info = np.finfo(x.dtype)
+    largest = np.sqrt(info.max) / 2
+    in_range = -largest <= x.min() and x.max() <= largest
+    return bool(in_range and info.tiny / info.eps <= beta.min() and beta.max() <= info.max / 2)
 
 
 def in_standard_operators(op: values.Opset, element_type: int) -> onnx.FunctionProto:

@@ -9,7 +9,8 @@ import onnx
 import onnx_ir as ir
 from onnx import numpy_helper
 
-from dynorm_onnx.calibration.last_layer import _Tokens, fit_logits_layer, log_softmax
+from dynorm_onnx.calibration.divergence import Distributions, log_softmax
+from dynorm_onnx.calibration.last_layer import _Tokens, fit_logits_layer
 from dynorm_onnx.calibration.lbfgs import minimise
 from dynorm_onnx.calibration.stages import Activations
 from dynorm_onnx.graph.linear import find_linear_layers
@@ -33,7 +34,7 @@ def test_lbfgs_solves_a_badly_scaled_quadratic() -> None:
 def test_the_gradient_is_that_of_the_divergence() -> None:
     rng = np.random.default_rng(1)
     features = np.hstack([rng.normal(size=(40, CHANNELS)), np.ones((40, 1))])
-    tokens = _Tokens(features, log_softmax(rng.normal(size=(40, WORDS))))
+    tokens = _Tokens(features, Distributions.of_logits(rng.normal(size=(40, WORDS))))
     weights, direction = rng.normal(size=(2, CHANNELS + 1, WORDS))
     step = 1e-5
     up, down = (tokens.kl_and_gradient(weights + sign * step * direction)[0] for sign in (1, -1))

@@ -12,8 +12,8 @@ import onnx_ir as ir
 import pytest
 
 from dynorm_onnx import convert_model
+from dynorm_onnx.calibration.divergence import Distributions
 from dynorm_onnx.calibration.fit import Fit
-from dynorm_onnx.calibration.last_layer import log_softmax
 from dynorm_onnx.calibration.stages import Activations
 from dynorm_onnx.calibration.tail import Tail, TailWeights, _Model, _Tokens, find_tail, fit_tail
 from dynorm_onnx.functions import REGISTRY, NormParameters
@@ -49,8 +49,13 @@ def weights(rng: np.random.Generator, *, biased: bool) -> TailWeights:
 def tokens(rng: np.random.Generator, *, biased: bool) -> _Tokens:
     features = rng.normal(size=(TOKENS, FEATURES + biased))
     features[:, FEATURES:] = 1
-    arrays = (features, rng.normal(size=(TOKENS, CHANNELS)), log_softmax(rng.normal(size=(TOKENS, WORDS))))
-    return _Tokens(*(array.astype(np.float32) for array in arrays))
+    stream, logits = rng.normal(size=(TOKENS, CHANNELS)), rng.normal(size=(TOKENS, WORDS))
+    return _tokens(features, stream, logits)
+
+
+def _tokens(features: np.ndarray, stream: np.ndarray, logits: np.ndarray) -> _Tokens:
+    single = [array.astype(np.float32) for array in (features, stream, logits)]
+    return _Tokens(single[0], single[1], Distributions.of_logits(single[2]))
 
 
 @pytest.mark.parametrize("head_stays", [False, True])
@@ -60,7 +65,8 @@ def test_the_gradient_is_that_of_the_divergence(
     name: str, biased: bool, head_stays: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rng = np.random.default_rng(1)
-    monkeypatch.setattr("dynorm_onnx.calibration.tail.PART_LIMIT", 4 * WORDS * 200)  # 500 tokens in three parts
+    monkeypatch.setattr("dynorm_onnx.calibration.divergence.PART_LIMIT", 4 * WORDS * 200)
+    monkeypatch.setattr("dynorm_onnx.calibration.divergence.LEAST_TOKENS", 1)  # 500 tokens in three parts
     data, at, along = tokens(rng, biased=biased), weights(rng, biased=biased), weights(rng, biased=biased)
     head = at.logits if head_stays else None
     if head_stays:
@@ -73,7 +79,7 @@ def test_the_gradient_is_that_of_the_divergence(
 
     numeric = (moved(step) - moved(-step)) / (2 * step)
     value, gradient = model.kl_and_gradient(data, at)
-    assert value == pytest.approx(moved(0.0), rel=1e-6)
+    assert value == pytest.approx(moved(0.0), rel=1e-6) == model.kl(data, at)
     assert np.vdot(gradient.flat(), along.flat()) == pytest.approx(numeric, rel=5e-3)
 
 
@@ -122,10 +128,9 @@ def test_weights_that_were_disturbed_come_back(
     start = TailWeights(right.writer, right.bias + 0.3 * rng.normal(size=channels), free)
     found = fit_tail(tail, function, fitted, start, activations, head)
     assert found is not None and found.logits.shape == free.shape
-    log_p = log_softmax(y @ right.logits)
-    data = _Tokens(*(array.astype(np.float32) for array in (x, stream, log_p)))
+    data = _tokens(x, stream, y @ right.logits)
     measured = _Model(function, fitted.parameters, 1.0, head)
-    assert measured.kl_and_gradient(data, found)[0] < 0.2 * measured.kl_and_gradient(data, start)[0]
+    assert measured.kl(data, found) < 0.2 * measured.kl(data, start)
 
 
 def test_the_end_of_a_model_with_tied_embeddings_is_searched_through_them(

@@ -81,3 +81,16 @@ def test_alpha_and_beta_agree_near_zero() -> None:
     dyt = REGISTRY["dyt"].core(x, alpha)
     dyisru = REGISTRY["dyisru"].core(x, 1 / alpha**2)
     assert relative_error(dyisru, dyt) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("beta", ["tiny", 1e-3, 2.0, "huge"])
+def test_dyisru_keeps_its_digits_wherever_squares_do_not(dtype: type, beta: str | float) -> None:
+    info = np.finfo(dtype)
+    beta = {"tiny": float(info.tiny), "huge": float(info.max) / 2}.get(beta, beta)
+    x = np.array([0, 1e-30, 1e-3, 1, 1e3, 1e18, 1e30, float(info.max) / 2], dtype)
+    x = np.concatenate([-x, x]).reshape(-1, 1)
+    expected = x.astype(np.longdouble) / np.sqrt(np.longdouble(beta) + np.square(x.astype(np.longdouble)))
+    for part in (x, x[np.abs(x[:, 0]) <= 1e3]):  # squares of the latter are finite
+        exact = expected[np.isin(x[:, 0], part[:, 0])]
+        assert np.allclose(REGISTRY["dyisru"].core(part, np.array([beta], dtype)), exact, rtol=8 * info.eps, atol=info.tiny)
