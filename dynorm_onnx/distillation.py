@@ -162,8 +162,7 @@ def distil_calibrated(
         converted,
         norms,
         data.calibration,
-        # PyTorch needs the processors between its runs: with spinning threads beside it a step took 1.6 times as long
-        open_model=lambda model: open_model(model, provider=provider, spinning=False, arena=False),
+        open_model=lambda model: open_model(model, provider=provider, arena=False),
         steps=steps,
         learning_rate=learning_rate,
         train=train,

@@ -92,7 +92,9 @@ def _sessions(
     options = _provider_options(provider, cuda_graph)
 
     def session(proto: onnx.ModelProto, *, kernels: bool = False) -> Any:
-        return make_session(proto, provider=provider, kernels=kernels, threads=threads, provider_options=options)
+        return make_session(
+            proto, provider=provider, kernels=kernels, threads=threads, spinning=True, provider_options=options
+        )
 
     sessions = {}
     for name in BASELINES:

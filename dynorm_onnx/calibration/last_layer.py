@@ -6,27 +6,16 @@ Least squares on logits counts every word of the vocabulary alike; what matters 
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import logging
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from dynorm_onnx.calibration.divergence import Distributions
+from dynorm_onnx.calibration.curvature import MOST_TOKENS, Curvature, LayerCurvature, by_logits
+from dynorm_onnx.calibration.divergence import Distributions, log_softmax
 from dynorm_onnx.calibration.held_out import held_out_rows
-from dynorm_onnx.calibration.lbfgs import MEMORY, Objective, minimise
+from dynorm_onnx.calibration.least_kl import are_too_many, least_kl, sampling_step
 from dynorm_onnx.calibration.stages import Activations
 from dynorm_onnx.graph.linear_layer import LinearLayer
-
-log = logging.getLogger(__name__)
-
-MOST_STEPS = 60
-PATIENCE = 10  # steps without a gain on held-out tokens
-WORK_LIMIT = 1.6e10
-"""Tokens x inputs x outputs of one evaluation; above it every n-th token is taken."""
-
-SEARCH_LIMIT = 4 << 30
-"""Bytes that L-BFGS may take for its steps; layers that need more are not fitted."""
 
 
 def is_too_large(layer: LinearLayer) -> bool:
@@ -34,33 +23,33 @@ def is_too_large(layer: LinearLayer) -> bool:
     return are_too_many(layer.inputs * layer.outputs)
 
 
-def are_too_many(weights: int) -> bool:
-    """Whether a search for so many numbers would take more memory than SEARCH_LIMIT."""
-    return 8 * 2 * (MEMORY + 3) * weights > SEARCH_LIMIT
-
-
 @dataclasses.dataclass(frozen=True)
 class _Tokens:
     """Rows: the converted model's features (a one behind, for the bias), the original's log-probabilities."""
 
-    features: np.ndarray  # [tokens, K + 1] float32
+    features: np.ndarray  # [tokens, K (+ 1)] float32
     original: Distributions
 
     def kl(self, weights: np.ndarray) -> float:
         """Mean KL(original || converted), nats."""
-        return sum(self.original[rows].kl(self.features[rows] @ weights) for rows in self._parts()) / len(self.original)
+        return sum(self.original[rows].kl(self.features[rows] @ weights) for rows in self.original.parts()) / len(
+            self.original
+        )
 
     def kl_and_gradient(self, weights: np.ndarray) -> tuple[float, np.ndarray]:
-        """The same and its gradient, [K + 1, V]."""
+        """The same and its gradient, [K (+ 1), V]."""
         value, gradient = 0.0, np.zeros(weights.shape)
-        for rows in self._parts():
+        for rows in self.original.parts():
             features = self.features[rows]
             more, by_logits = self.original[rows].kl_and_gradient(features @ weights)
             value, gradient = value + more, gradient + features.T @ by_logits
         return value / len(self.original), gradient / len(self.original)
 
-    def _parts(self) -> Iterator[slice]:
-        return self.original.parts()
+    def curvature(self, weights: np.ndarray) -> Curvature:
+        """Of the KL by the weights."""
+        some = self.features[:: max(1, len(self.features) // MOST_TOKENS)]
+        by_words = by_logits(np.exp(log_softmax(some @ weights)))
+        return Curvature([LayerCurvature.of(self.features, by_words)])
 
 
 def fit_logits_layer(
@@ -72,43 +61,23 @@ def fit_logits_layer(
     """
     every = sampling_step(_tokens(activations, layer), layer.inputs * layer.outputs)
     training, held_out = _collect(layer, activations, every)
-    has_bias = layer.bias is not None
 
-    def kl_and_gradient(weights: np.ndarray) -> tuple[float, np.ndarray]:
-        value, gradient = training.kl_and_gradient(_full(weights, has_bias))
-        return value, gradient[: len(weights)]
+    def kl_and_gradient(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        value, gradient = training.kl_and_gradient(weights(flat))
+        return value, gradient.ravel()
 
-    return search(layer.label, kl_and_gradient, lambda weights: held_out.kl(_full(weights, has_bias)), start)
+    def weights(flat: np.ndarray) -> np.ndarray:
+        return flat.reshape(start.shape).astype(np.float32)
 
-
-def sampling_step(tokens: int, weights: int, limit: float = WORK_LIMIT) -> int:
-    """Every how many-th token is taken, so that tokens x weights keep within `limit`."""
-    return max(1, round(tokens * weights / limit))
-
-
-def search(
-    name: str, training: Objective, held_out: Callable[[np.ndarray], float], start: np.ndarray
-) -> np.ndarray | None:
-    """Weights of less mean KL than `start`, by as many steps of L-BFGS as are best for held-out tokens.
-
-    None where held-out tokens gain nothing.
-    """
-    steps, best = 0, held_out(start)
-    first, found = best, None
-    for step, weights in enumerate(itertools.islice(minimise(training, start.astype(np.float64)), MOST_STEPS), 1):
-        kl = held_out(weights)
-        if kl < best:
-            steps, best, found = step, kl, weights
-        elif step == steps + PATIENCE:
-            break
-    log.info("%s: held-out KL %.4f -> %.4f in %d steps", name, first, best, steps)
-    return found
-
-
-def _full(weights: np.ndarray, has_bias: bool) -> np.ndarray:
-    """float32, with a row of zeros for the bias of a layer without."""
-    wide = weights.astype(np.float32)
-    return wide if has_bias else np.vstack([wide, np.zeros((1, wide.shape[1]), np.float32)])
+    found = least_kl(
+        layer.label,
+        kl_and_gradient,
+        lambda flat: held_out.kl(weights(flat)),
+        start.ravel(),
+        training.curvature(start.astype(np.float32)),
+        len(training.features),
+    )
+    return None if found is None else found.reshape(start.shape)
 
 
 def _tokens(activations: Callable[[], Iterator[Activations]], layer: LinearLayer) -> int:
@@ -119,11 +88,10 @@ def _collect(
     layer: LinearLayer, activations: Callable[[], Iterator[Activations]], every: int
 ) -> tuple[_Tokens, _Tokens]:
     """(tokens to fit on, tokens to stop by)."""
-    x = str(layer.x.name)
-    weights = np.vstack([layer.matrix(), layer.offset()]).astype(np.float32)
+    x, weights = str(layer.x.name), layer.parameters().astype(np.float32)
     parts: tuple[list[_Tokens], list[_Tokens]] = ([], [])
     for batch in activations():
-        original, converted = (_with_one(values[x], every) for values in (batch.original, batch.converted))
+        original, converted = (_features(values[x], layer, every) for values in (batch.original, batch.converted))
         usable = np.isfinite(original).all(1) & np.isfinite(converted).all(1)
         features, words = converted[usable], Distributions.of_logits(original[usable] @ weights)
         chooses = held_out_rows(batch.held_out, batch.original[x].size // layer.inputs)[::every][usable]
@@ -132,9 +100,10 @@ def _collect(
     return _joined(parts[0]), _joined(parts[1])
 
 
-def _with_one(x: np.ndarray, every: int) -> np.ndarray:
+def _features(x: np.ndarray, layer: LinearLayer, every: int) -> np.ndarray:
+    """Every so many-th row, float32, with a one behind where the layer has a bias."""
     rows = np.asarray(x, np.float32).reshape(-1, x.shape[-1])[::every]
-    return np.hstack([rows, np.ones((len(rows), 1), np.float32)])
+    return rows if layer.bias is None else np.hstack([rows, np.ones((len(rows), 1), np.float32)])
 
 
 def _joined(parts: Sequence[_Tokens]) -> _Tokens:

@@ -15,20 +15,23 @@ MOST_HALVINGS = 12
 Objective = Callable[[np.ndarray], tuple[float, np.ndarray]]
 
 
-def minimise(objective: Objective, start: np.ndarray) -> Iterator[np.ndarray]:
+def minimise(
+    objective: Objective, start: np.ndarray, solve: Callable[[np.ndarray], np.ndarray]
+) -> Iterator[np.ndarray]:
     """The iterates, each with a lower value than the one before; ends where no step is downhill.
 
-    The caller decides when it has seen enough.
+    `solve` multiplies by an estimate of the inverse Hessian, positive definite. The caller decides when it has seen
+    enough.
     """
     x = start
     value, gradient = objective(x)
     pairs: deque[tuple[np.ndarray, np.ndarray, float]] = deque(maxlen=MEMORY)
     while True:
-        direction = -_times_inverse_hessian(gradient, pairs)
+        direction = -_times_inverse_hessian(gradient, pairs, solve)
         slope = float(np.vdot(gradient, direction))
         if not slope < 0:
             return
-        step = 1.0 if pairs else 1.0 / max(float(np.linalg.norm(gradient)), 1e-12)
+        step = 1.0
         for _ in range(MOST_HALVINGS):
             new_value, new_gradient = objective(x + step * direction)
             if new_value <= value + SUFFICIENT_DECREASE * step * slope:
@@ -44,7 +47,11 @@ def minimise(objective: Objective, start: np.ndarray) -> Iterator[np.ndarray]:
         yield x
 
 
-def _times_inverse_hessian(gradient: np.ndarray, pairs: deque[tuple[np.ndarray, np.ndarray, float]]) -> np.ndarray:
+def _times_inverse_hessian(
+    gradient: np.ndarray,
+    pairs: deque[tuple[np.ndarray, np.ndarray, float]],
+    solve: Callable[[np.ndarray], np.ndarray],
+) -> np.ndarray:
     """The two-loop recursion."""
     result = gradient.copy()
     weights = []
@@ -52,9 +59,10 @@ def _times_inverse_hessian(gradient: np.ndarray, pairs: deque[tuple[np.ndarray, 
         weight = float(np.vdot(moved, result)) / curvature
         weights.append(weight)
         result -= weight * turned
+    result = solve(result)
     if pairs:
         _, turned, curvature = pairs[-1]
-        result *= curvature / float(np.vdot(turned, turned))
+        result *= curvature / float(np.vdot(turned, solve(turned)))
     for (moved, turned, curvature), weight in zip(pairs, reversed(weights), strict=True):
         result += (weight - float(np.vdot(turned, result)) / curvature) * moved
     return result

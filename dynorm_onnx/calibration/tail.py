@@ -14,10 +14,11 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from dynorm_onnx.calibration.divergence import Distributions
+from dynorm_onnx.calibration.curvature import MOST_TOKENS, Curvature, LayerCurvature, by_inputs, by_logits
+from dynorm_onnx.calibration.divergence import Distributions, log_softmax
 from dynorm_onnx.calibration.fit import Fit
 from dynorm_onnx.calibration.held_out import held_out_rows
-from dynorm_onnx.calibration.last_layer import WORK_LIMIT, are_too_many, sampling_step, search
+from dynorm_onnx.calibration.least_kl import WORK_LIMIT, are_too_many, least_kl, sampling_step
 from dynorm_onnx.calibration.plan import SolvePoint
 from dynorm_onnx.calibration.stages import Activations
 from dynorm_onnx.functions import Function, NormParameters
@@ -163,20 +164,34 @@ class _Model:
         tokens_in_all = len(tokens.original)
         return value / tokens_in_all, TailWeights(*(array / tokens_in_all for array in gradient.arrays()))
 
+    def curvature(self, tokens: _Tokens, weights: TailWeights) -> Curvature:
+        """Of the KL by the weights, a block for each."""
+        single = weights.single()
+        head = self._head_of(single)
+        _, seen, core, y = self._seen(tokens, single)
+        some = slice(None, None, max(1, len(y) // MOST_TOKENS))
+        q = np.exp(log_softmax(_logits(y[some], head)))
+        by_y = by_inputs(q, head[: y.shape[1]])
+        by_stream = by_y * np.square(self._slope(seen[some], core[some]))
+        blocks = [LayerCurvature.of(tokens.features, by_stream.mean(0)), LayerCurvature.of_bias(by_y.mean(0))]
+        if self._head is None:
+            features = y if len(head) == y.shape[1] else np.hstack([y, np.ones((len(y), 1), np.float32)])
+            blocks.append(LayerCurvature.of(features, by_logits(q)))
+        return Curvature(blocks)
+
     def _of_part(self, tokens: _Tokens, weights: TailWeights) -> tuple[float, TailWeights]:
         """The sum of the tokens' KL, and its gradient."""
         head = self._head_of(weights)
         stream, seen, core, y = self._seen(tokens, weights)
         value, to_logits = tokens.original.kl_and_gradient(_logits(y, head))
         to_y = to_logits @ head[: y.shape[1]].T
-        slope = self._weight * (self._core(seen + self._step) - core) / self._step
-        to_stream = to_y * slope
+        to_stream = to_y * self._slope(seen, core)
         if self._coupling is not None:
             to_stream = self._coupling.pulled_back(stream, to_stream)
-        by_logits = [y.T @ to_logits] if self._head is None else [weights.logits]
+        by_head = [y.T @ to_logits] if self._head is None else [weights.logits]
         if self._head is None and len(head) > y.shape[1]:
-            by_logits.append(to_logits.sum(0, keepdims=True))
-        return value, TailWeights(tokens.features.T @ to_stream, to_y.sum(0), np.vstack(by_logits))
+            by_head.append(to_logits.sum(0, keepdims=True))
+        return value, TailWeights(tokens.features.T @ to_stream, to_y.sum(0), np.vstack(by_head))
 
     def _seen(self, tokens: _Tokens, weights: TailWeights) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """The stream, what the function is of, its core, and what it gives."""
@@ -184,6 +199,10 @@ class _Model:
         seen = applied(self._coupling, stream)
         core = self._core(seen)
         return stream, seen, core, core * self._weight + weights.bias
+
+    def _slope(self, seen: np.ndarray, core: np.ndarray) -> np.ndarray:
+        """The function's, by what it is of."""
+        return self._weight * (self._core(seen + self._step) - core) / self._step
 
     def _head_of(self, weights: TailWeights) -> np.ndarray:
         return weights.logits if self._head is None else self._head
@@ -215,8 +234,14 @@ def fit_tail(
         value, gradient = model.kl_and_gradient(training, start.like(flat))
         return value, gradient.flat()
 
-    name = f"{tail.writer.label} to {tail.logits.label}"
-    found = search(name, kl_and_gradient, lambda flat: model.kl(held_out, start.like(flat)), start.flat())
+    found = least_kl(
+        f"{tail.writer.label} to {tail.logits.label}",
+        kl_and_gradient,
+        lambda flat: model.kl(held_out, start.like(flat)),
+        start.flat(),
+        model.curvature(training, start),
+        len(training.original),
+    )
     return None if found is None else start.like(found)
 
 

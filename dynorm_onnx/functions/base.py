@@ -15,8 +15,9 @@ from dynorm_onnx.functions.coupling import INPUTS, Coupling, applied
 DOMAIN = "dynorm"
 DOMAIN_VERSION = 1
 
-# The part of a body that differs from function to function, for one opset and computing type.
-CoreScript = Callable[[values.Opset, int], onnx.FunctionProto]
+# The part of a body that differs from function to function, for one opset and computing type, and for any x or for one
+# whose squares are finite.
+CoreScript = Callable[[values.Opset, int, bool], onnx.FunctionProto]
 
 
 # (what it is of, the parameters) -> the core written out, a value of the argument's operators.
@@ -53,10 +54,10 @@ FORMS = tuple(Form(skip, coupled) for coupled in (False, True) for skip in (Fals
 class Function:
     """An element-wise function y_i = weight_i * core(x_i; parameters_i) + bias_i.
 
-    `core(x, **parameters)` works in the dtype of its arguments; it rises with x and lies in
-    [-1, 1]. `script(op, element_type)` is the same in standard operators: a function of x and the
-    parameters, all of that type (float32, or double in a double model). `compact(argument, **parameters)` writes it
-    for parameters that are known, see compact.py.
+    `core(x, **parameters)` works in the dtype of its arguments; it rises with x and lies in [-1, 1].
+    `script(op, element_type, bounded)` is the same in standard operators: a function of x and the parameters, all of
+    that type (float32, or double in a double model), `bounded` where x^2 cannot overflow. `compact(argument,
+    **parameters)` writes it for parameters that are known, see compact.py.
     """
 
     name: str  # "dyisru", as on the command line

@@ -12,23 +12,26 @@ from onnx import helper
 from onnxscript import values
 
 from dynorm_onnx.functions.base import DOMAIN, Form, Function
-from dynorm_onnx.functions.coupling import gain_nodes
+from dynorm_onnx.functions.coupling import LARGEST, gain_nodes
 
 CAST_LIKE_OPSET = 15  # before it, a body cannot end in "the type of X" and serves one type only
 IR_VERSION = 8  # the first with model-local functions
 
 
-def onnx_function(function: Function, opset: int, element_type: int, form: Form) -> onnx.FunctionProto:
+def onnx_function(
+    function: Function, opset: int, element_type: int, form: Form, *, bounded: bool = False
+) -> onnx.FunctionProto:
     """The body of one form of `function` in standard operators of `opset`.
 
     Inputs X (and skip) [..., C] of type T, weight and bias [C] of type T, then the parameters, float32, [1] or [C]; of
     the coupled forms also channels, int64 [k], and coupling, float32 [k].
     Outputs: Y of type T (and residual = X + skip).
     It computes in float32, or in double where `element_type` is double; from opset 15 on one body in double serves
-    every T, one in float32 every T but double.
+    every T, one in float32 every T but double. `bounded` leaves out what keeps squares finite, for nodes whose |X|,
+    with skip, is at most coupling.LARGEST; the body says so.
     """
     compute = _computing_type(element_type)
-    core = function.script(values.Opset("", opset), compute)
+    core = function.script(values.Opset("", opset), compute, bounded)
     source = "residual" if form.skip else "X"
     nodes = _sum_nodes(opset, element_type, compute) if form.skip else []
     ungained = "ungained" if form.coupled else "core_x"
@@ -37,7 +40,7 @@ def onnx_function(function: Function, opset: int, element_type: int, form: Form)
         wide = ungained if name == "x" else f"core_{name}"
         nodes.append(helper.make_node("Cast", [arguments[name]], [wide], to=compute))
     if form.coupled:
-        nodes += gain_nodes(ungained, "core_x", compute)
+        nodes += gain_nodes(ungained, "core_x", compute, bounded)
     nodes += _renamed(core)
     nodes += [
         helper.make_node("Cast", ["weight"], ["wide_weight"], to=compute),
@@ -53,6 +56,7 @@ def onnx_function(function: Function, opset: int, element_type: int, form: Form)
         outputs=["Y", "residual"] if form.skip else ["Y"],
         nodes=nodes,
         opset_imports=[helper.make_opsetid("", opset)],
+        doc_string=f"for |X| up to {LARGEST:g}, which no value here exceeds" if bounded else None,
     )
 
 

@@ -62,13 +62,15 @@ def applied(coupling: Coupling | None, x: np.ndarray) -> np.ndarray:
     return x if coupling is None else coupling.applied(x)
 
 
-def gain_nodes(x: str, result: str, compute: int) -> list[onnx.NodeProto]:
-    """`result` = g `x` in standard operators, x [..., C] of type `compute`; reads the body's inputs INPUTS."""
+def gain_nodes(x: str, result: str, compute: int, bounded: bool) -> list[onnx.NodeProto]:
+    """`result` = g `x` in standard operators, x [..., C] of type `compute`, `bounded` where |x| is at most LARGEST;
+    reads the body's inputs INPUTS."""
     channels, coupling = INPUTS
     node = helper.make_node
+    gathered = "coupled_bounded" if bounded else "coupled"
     return [
-        node("Gather", [x, channels], ["coupled"], axis=-1),
-        *_clip("coupled", "coupled_bounded", compute),
+        node("Gather", [x, channels], [gathered], axis=-1),
+        *([] if bounded else _clip(gathered, "coupled_bounded", compute)),
         node("Cast", [coupling], ["wide_coupling"], to=compute),
         node("Constant", [], ["column"], value=helper.make_tensor("column", TensorProto.INT64, [2], [-1, 1])),
         node("Reshape", ["wide_coupling", "column"], ["strengths"]),

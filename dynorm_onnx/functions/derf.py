@@ -19,8 +19,8 @@ def core(x: np.ndarray, alpha: np.ndarray, shift: np.ndarray) -> np.ndarray:
     return erf(alpha * x + shift)
 
 
-def in_standard_operators(op: values.Opset, element_type: int) -> onnx.FunctionProto:
-    """The core for one opset and computing type."""
+def in_standard_operators(op: values.Opset, element_type: int, bounded: bool) -> onnx.FunctionProto:
+    """The core for one opset and computing type; the same for every x."""
 
     @script(values.Opset(DOMAIN, DOMAIN_VERSION), default_opset=op)
     def derf(x, alpha, shift):  # type: ignore[no-untyped-def]

@@ -44,8 +44,8 @@ def _squares_are_exact(x: np.ndarray, beta: np.ndarray) -> bool:
     return bool(in_range and info.tiny / info.eps <= beta.min() and beta.max() <= info.max / 2)
 
 
-def in_standard_operators(op: values.Opset, element_type: int) -> onnx.FunctionProto:
-    """The core for one opset and computing type."""
+def in_standard_operators(op: values.Opset, element_type: int, bounded: bool) -> onnx.FunctionProto:
+    """The core for one opset and computing type; `bounded` where no square of x can overflow."""
     highest = helper.make_tensor("highest", TensorProto.FLOAT, [], [LARGEST_FLOAT32])
     lowest = helper.make_tensor("lowest", TensorProto.FLOAT, [], [-LARGEST_FLOAT32])
     domain = values.Opset(DOMAIN, DOMAIN_VERSION)
@@ -61,11 +61,11 @@ def in_standard_operators(op: values.Opset, element_type: int) -> onnx.FunctionP
         return bounded / op.Sqrt(bounded * bounded + beta)
 
     @script(domain, default_opset=op)
-    def dyisru_double(x, beta):  # type: ignore[no-untyped-def]
+    def dyisru_bounded(x, beta):  # type: ignore[no-untyped-def]
         return x / op.Sqrt(x * x + beta)
 
-    if element_type == TensorProto.DOUBLE:
-        chosen = dyisru_double
+    if bounded or element_type == TensorProto.DOUBLE:
+        chosen = dyisru_bounded
     else:
         chosen = dyisru if op.version >= 11 else dyisru_before_opset_11
     return chosen.to_function_proto()  # type: ignore[no-any-return]

@@ -20,8 +20,8 @@ def core(x: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     return np.tanh(alpha * x)
 
 
-def in_standard_operators(op: values.Opset, element_type: int) -> onnx.FunctionProto:
-    """The core for one opset; the same in every computing type."""
+def in_standard_operators(op: values.Opset, element_type: int, bounded: bool) -> onnx.FunctionProto:
+    """The core for one opset; the same in every computing type and for every x."""
 
     @script(values.Opset(DOMAIN, DOMAIN_VERSION), default_opset=op)
     def dyt(x, alpha):  # type: ignore[no-untyped-def]

@@ -29,6 +29,8 @@ _SAME = frozenset(
 _ONE = frozenset({"Tanh", "Sigmoid", "Softmax", "Erf", "Sin", "Cos", "HardSigmoid", "Sign"})
 _LARGEST_OF = frozenset({"Concat", "Max", "Min", "Where"})
 _NORMS = frozenset({"LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"})
+_MICROSOFT = "com.microsoft"
+_SKIP_NORMS = frozenset({"SkipLayerNormalization", "SkipSimplifiedLayerNormalization"})
 _SHARES = frozenset({"Identity", "Cast"})
 """Operators that leave rows that add up to at most one what they are."""
 _LARGEST_FLOAT16 = 65504.0
@@ -100,10 +102,14 @@ def _bound(node: ir.Node, place: int, of: Bound, shares: set[ir.Value]) -> float
     if node.domain == DOMAIN and node.op_type in OPERATORS:
         first = 1 + OPERATORS[node.op_type][1].skip
         return of(inputs[0]) + of(inputs[1]) if place == 1 else of(inputs[first]) + of(inputs[first + 1])
+    if place and node.domain == _MICROSOFT and node.op_type in _SKIP_NORMS and place == 3:
+        return of(inputs[0]) + of(inputs[1]) + sum(_if_any(value, of) for value in inputs[3:])  # and a bias
     if place and node.op_type != "Split":
-        return math.inf  # indices, statistics
+        return math.inf  # indices, statistics, caches
     if node.op_type in _NORMS:
         return _of_norm(node, of)
+    if node.domain == _MICROSOFT:
+        return _fused(node, of)
     if node.domain:
         return math.inf
     if node.op_type in _SAME:
@@ -130,7 +136,39 @@ def _bound(node: ir.Node, place: int, of: Bound, shares: set[ir.Value]) -> float
         return of(inputs[1]) if inputs[0] in shares else _of_product(inputs[0], inputs[1], -2, of)
     if node.op_type in ("Gemm", "Conv"):
         return _of_layer(node, of)
+    if node.op_type == "Attention":
+        return max(of(inputs[2]), *(_if_any(value, of) for value in inputs[5:6]), 0.0)
     return math.inf
+
+
+def _fused(node: ir.Node, of: Bound) -> float:
+    """Of what ONNX Runtime's fusions make: attention gives averages of values, activations no more than they get."""
+    inputs = [*node.inputs, *[None] * 8]
+    if node.op_type in _SKIP_NORMS:
+        return _of_norm(node, of, weight=2)
+    if node.op_type in ("Gelu", "QuickGelu"):
+        return of(inputs[0])
+    if node.op_type in ("BiasGelu", "FastGelu"):
+        return of(inputs[0]) + _if_any(inputs[1], of)
+    if node.op_type == "RotaryEmbedding":
+        return 2 * of(inputs[0]) * max(1.0, of(inputs[2]), of(inputs[3]))
+    if node.op_type == "FusedMatMul":
+        turned = node.attributes.get("transB")
+        axis = -1 if turned is not None and turned.as_int() else -2
+        alpha = node.attributes["alpha"].as_float() if "alpha" in node.attributes else 1.0
+        return abs(alpha) * _of_product(inputs[0], inputs[1], axis, of)
+    if node.op_type == "MultiHeadAttention":  # of queries, keys, values; packed ones have five dimensions, or four
+        values = inputs[2] if inputs[2] is not None else inputs[1] if inputs[1] is not None else inputs[0]
+        return max(of(values) + _if_any(inputs[3], of), _if_any(inputs[7], of))
+    if node.op_type == "GroupQueryAttention":  # packed ones have all in the first
+        return max(of(inputs[2] if inputs[2] is not None else inputs[0]), _if_any(inputs[4], of))
+    if node.op_type == "Attention":
+        return max(_of_product(inputs[0], inputs[1], -2, of) + _if_any(inputs[2], of), _if_any(inputs[4], of))
+    return math.inf
+
+
+def _if_any(value: ir.Value | None, of: Bound) -> float:
+    return 0.0 if value is None else of(value)
 
 
 def _product(a: float, b: float) -> float:
@@ -157,13 +195,13 @@ def _of_clip(node: ir.Node, of: Bound) -> float:
     return min(of(node.inputs[0]), max(limits)) if len(limits) == 2 else of(node.inputs[0])
 
 
-def _of_norm(node: ir.Node, of: Bound) -> float:
-    """sqrt(C) w + b: no element of what is normalised is longer than all together."""
-    weight, bias = node.inputs[1], node.inputs[2] if len(node.inputs) > 2 else None
-    if weight is None or weight.shape is None or not all(isinstance(size, int) for size in weight.shape):
+def _of_norm(node: ir.Node, of: Bound, weight: int = 1) -> float:
+    """sqrt(C) w + b: no element of what is normalised is longer than all together. `weight` is the place of w."""
+    scale, bias = node.inputs[weight], node.inputs[weight + 1] if len(node.inputs) > weight + 1 else None
+    if scale is None or scale.shape is None or not all(isinstance(size, int) for size in scale.shape):
         return math.inf
-    size = math.prod(size for size in weight.shape if isinstance(size, int))
-    return math.sqrt(size) * of(weight) + (0.0 if bias is None else of(bias))
+    size = math.prod(size for size in scale.shape if isinstance(size, int))
+    return math.sqrt(size) * of(scale) + _if_any(bias, of)
 
 
 def _of_product(x: ir.Value | None, weight: ir.Value | None, axis: int, of: Bound) -> float:

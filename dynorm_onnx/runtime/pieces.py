@@ -58,20 +58,19 @@ def open_model(
     *,
     provider: Provider = "cpu",
     limit: int = WHOLE_LIMIT,
-    spinning: bool = True,
     arena: bool = True,
     **options: Any,
 ) -> Any:
     """An InferenceSession of the model, or a PiecewiseModel where its weights are more than `limit` bytes.
 
-    `spinning`, `arena` and further options are make_session()'s. Raises what make_session() raises.
+    `arena` and further options are make_session()'s. Raises what make_session() raises.
     """
     loaded = (
         model if isinstance(model, ir.Model) else prepare(load(model), value_types)
     )  # pieces need the types of values
     size = weight_bytes(loaded)
     if size <= limit:
-        return make_session(model, provider=provider, spinning=spinning, arena=arena, **options)
+        return make_session(model, provider=provider, arena=arena, **options)
     log.info("%d MiB of weights: the model is run piece by piece", size >> 20)
     return PiecewiseModel(loaded, provider=provider, **options)
 

@@ -47,14 +47,14 @@ def make_variants(
     rewrite it or changed its outputs on `feeds`; time_model() chooses the better of it and `original`.
     `converted-kernels` is missing where no library serves the provider, or no node is one of its operators.
     """
-    sessions = {ORIGINAL: make_session(original, provider=provider, kernels=False, threads=threads)}
+    sessions = {ORIGINAL: make_session(original, provider=provider, kernels=False, threads=threads, spinning=True)}
     if fused is not None:
-        sessions[FUSED] = make_session(fused, provider=provider, kernels=False, threads=threads)
+        sessions[FUSED] = make_session(fused, provider=provider, kernels=False, threads=threads, spinning=True)
     elif (made := _fused_session(original, sessions[ORIGINAL], feeds, provider, threads)) is not None:
         sessions[FUSED] = made
-    sessions[CONVERTED] = make_session(converted, provider=provider, kernels=False, threads=threads)
+    sessions[CONVERTED] = make_session(converted, provider=provider, kernels=False, threads=threads, spinning=True)
     if has_kernels(provider) and _has_replacements(converted):
-        sessions[KERNELS] = make_session(converted, provider=provider, kernels=True, threads=threads)
+        sessions[KERNELS] = make_session(converted, provider=provider, kernels=True, threads=threads, spinning=True)
     return sessions
 
 
@@ -101,7 +101,7 @@ def _has_replacements(model: Model) -> bool:
 def _fused_session(original: Model, plain: Any, feeds: Feeds, provider: Provider, threads: int | None) -> Any | None:
     """A session of the original after optimize_for_ort; None where that fails or changes the outputs."""
     try:
-        made = make_session(fuse_for_ort(original), provider=provider, kernels=False, threads=threads)
+        made = make_session(fuse_for_ort(original), provider=provider, kernels=False, threads=threads, spinning=True)
         return made if same_outputs(plain, made, feeds) else None
     except DynormError as failure:
         log.info("the original could not be fused: %s", failure)

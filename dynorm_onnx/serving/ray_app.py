@@ -77,6 +77,7 @@ class Model:
             provider=settings.provider,
             kernels=None if settings.library else False,
             threads=settings.threads or None,
+            spinning=True,
             custom_op_libraries=settings.custom_op_libraries,
         )
         self._outputs = [tensor.name for tensor in self._signature.outputs]

@@ -90,7 +90,9 @@ def _our_session(model: Path, library: Path, others: list[str], provider: str, t
     from dynorm_onnx.runtime.session import make_session
 
     kernels = None if library.is_file() else False
-    return make_session(model, provider=provider, kernels=kernels, threads=threads, custom_op_libraries=others)
+    return make_session(
+        model, provider=provider, kernels=kernels, threads=threads, spinning=True, custom_op_libraries=others
+    )
 
 
 def _plain_session(

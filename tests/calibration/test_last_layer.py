@@ -1,8 +1,6 @@
-"""The layer of the logits is fitted by a KL whose gradient is right, by a minimiser that minimises."""
+"""The layer of the logits is fitted by a KL whose gradient is right."""
 
 from __future__ import annotations
-
-import itertools
 
 import numpy as np
 import onnx
@@ -11,24 +9,11 @@ from onnx import numpy_helper
 
 from dynorm_onnx.calibration.divergence import Distributions, log_softmax
 from dynorm_onnx.calibration.last_layer import _Tokens, fit_logits_layer
-from dynorm_onnx.calibration.lbfgs import minimise
 from dynorm_onnx.calibration.stages import Activations
 from dynorm_onnx.graph.linear import find_linear_layers
 from tests.tolerances import relative_error
 
 CHANNELS, WORDS = 6, 9
-
-
-def test_lbfgs_solves_a_badly_scaled_quadratic() -> None:
-    scales = np.logspace(0, 3, 12)
-    target = np.random.default_rng(0).normal(size=12)
-
-    def objective(x: np.ndarray) -> tuple[float, np.ndarray]:
-        return float(np.sum(scales * (x - target) ** 2) / 2), scales * (x - target)
-
-    values = [objective(x)[0] for x in itertools.islice(minimise(objective, np.zeros(12)), 60)]
-    assert all(later <= earlier for earlier, later in itertools.pairwise(values))
-    assert values[-1] < 1e-6 * objective(np.zeros(12))[0]
 
 
 def test_the_gradient_is_that_of_the_divergence() -> None:

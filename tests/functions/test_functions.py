@@ -93,4 +93,6 @@ def test_dyisru_keeps_its_digits_wherever_squares_do_not(dtype: type, beta: str 
     expected = x.astype(np.longdouble) / np.sqrt(np.longdouble(beta) + np.square(x.astype(np.longdouble)))
     for part in (x, x[np.abs(x[:, 0]) <= 1e3]):  # squares of the latter are finite
         exact = expected[np.isin(x[:, 0], part[:, 0])]
-        assert np.allclose(REGISTRY["dyisru"].core(part, np.array([beta], dtype)), exact, rtol=8 * info.eps, atol=info.tiny)
+        assert np.allclose(
+            REGISTRY["dyisru"].core(part, np.array([beta], dtype)), exact, rtol=8 * info.eps, atol=info.tiny
+        )

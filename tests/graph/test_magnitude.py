@@ -12,7 +12,7 @@ from onnx import numpy_helper, parser
 
 from dynorm_onnx.bench.models import make_untrained
 from dynorm_onnx.graph.magnitude import Magnitudes
-from dynorm_onnx.runtime.session import run_model
+from dynorm_onnx.runtime.session import make_session, run_model
 from tests.shipped import MODEL
 
 RNG = np.random.default_rng(5)
@@ -63,6 +63,41 @@ def test_bounds_hold(body: str) -> None:
 )
 def test_what_nothing_bounds(body: str) -> None:
     assert bound_and_run(body)[0] == math.inf
+
+
+FUSED = {
+    "MultiHeadAttention": "y = com.microsoft.MultiHeadAttention<num_heads = 2>(t, t, t)",
+    "MultiHeadAttention with a bias": "y = com.microsoft.MultiHeadAttention<num_heads = 2>(t, t, t, b3)",
+    "Attention": "y = com.microsoft.Attention<num_heads = 2>(t, w3, b3)",
+    "GroupQueryAttention": "y, p, q = com.microsoft.GroupQueryAttention<num_heads = 1, kv_num_heads = 1>"
+    "(t8, t8, t8, , , n, m)",
+    "RotaryEmbedding": "y = com.microsoft.RotaryEmbedding(t8, at, cs, cs)",
+    "SkipLayerNormalization": "y = com.microsoft.SkipLayerNormalization(t, t, b, b)",
+    "the sum of SkipLayerNormalization": "z, o, o2, y = com.microsoft.SkipLayerNormalization(t, t, b, b, b)",
+    "SkipSimplifiedLayerNormalization": "y = com.microsoft.SkipSimplifiedLayerNormalization(t, t, b)",
+    "FusedMatMul": "y = com.microsoft.FusedMatMul<alpha = 3.0, transB = 1>(t, w)",
+    "BiasGelu": "y = com.microsoft.BiasGelu(t, b)", "FastGelu": "y = com.microsoft.FastGelu(t, b)",
+    "QuickGelu": "y = com.microsoft.QuickGelu(t)", "Gelu": "y = com.microsoft.Gelu(t)",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FUSED)
+def test_bounds_of_what_onnx_runtime_fuses_hold(case: str) -> None:
+    model = parser.parse_model(
+        f"""<ir_version: 10, opset_import: ["" : 18, "com.microsoft" : 1]>
+        g (float[2,4,4] x, float[2,4,8] x8) => (float[d,e,f] y) {{ t = Tanh(x) t8 = Tanh(x8) {FUSED[case]} }}"""
+    )
+    arrays = WEIGHTS | {
+        "w3": RNG.normal(size=(4, 12)).astype(np.float32), "b3": RNG.normal(size=12).astype(np.float32),
+        "cs": np.float32(2) * np.cos(np.arange(8, dtype=np.float32)).reshape(4, 2), "at": np.tile(np.arange(4), (2, 1)),
+        "n": np.array([3, 3], np.int32), "m": np.array(4, np.int32),
+    }  # fmt: skip
+    model.graph.initializer.extend(numpy_helper.from_array(np.asarray(a), name) for name, a in arrays.items())
+    loaded = ir.from_proto(model)
+    bound = Magnitudes(loaded)(loaded.graph.outputs[0])
+    feeds = {"x": X, "x8": np.concatenate([X, X], -1)}
+    seen = float(np.abs(make_session(model).run(["y"], feeds)[0]).max())
+    assert 0 < seen <= bound * (1 + 1e-6) < math.inf
 
 
 def test_only_the_first_output_is_bounded_by_the_input() -> None:

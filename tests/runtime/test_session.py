@@ -107,11 +107,11 @@ def test_kernels_that_are_not_there_are_an_error() -> None:
         make_session(local_function(), kernels=True)
 
 
-def test_threads_spin_unless_told_not_to() -> None:
+def test_threads_spin_where_told_to() -> None:
     key = "session.intra_op.allow_spinning"
-    assert make_session(linear(WEIGHT), spinning=False).get_session_options().get_session_config_entry(key) == "0"
+    assert make_session(linear(WEIGHT)).get_session_options().get_session_config_entry(key) == "0"
     with pytest.raises(RuntimeError, match="does not have configuration"):
-        make_session(linear(WEIGHT)).get_session_options().get_session_config_entry(key)
+        make_session(linear(WEIGHT), spinning=True).get_session_options().get_session_config_entry(key)
 
 
 def test_placement_names_every_node() -> None:

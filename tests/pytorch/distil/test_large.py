@@ -65,7 +65,7 @@ def distilled(models: Models) -> list[float]:
     original, converted, norms = models
 
     def frugal(model: ir.Model) -> object:
-        return open_model(model, spinning=False, arena=False)
+        return open_model(model, arena=False)
 
     done = distil_model(
         original, converted, norms, [{"input_ids": IDS}], open_model=frugal, steps=6, learning_rate=0.003, train="all",
