@@ -21,6 +21,7 @@ from dynorm_onnx.graph import model_io
 from dynorm_onnx.graph.lower import lower
 from dynorm_onnx.graph.rewrite import count_replacements, replace
 from dynorm_onnx.graph.sites import find_sites
+from dynorm_onnx.graph.trim_bodies import trimmed
 from dynorm_onnx.runtime.arrays import Feeds, run
 from dynorm_onnx.runtime.fuse import fused_or_not
 from dynorm_onnx.runtime.session import Provider, run_model
@@ -96,7 +97,7 @@ def make_untrained(original: Path, to: str, *, optimize: str = "auto") -> ir.Mod
     rng = np.random.default_rng(0)
     for norm in lower(model, sites):
         replace(model, norm, to, random_parameters(REGISTRY[to], norm.weight.size, rng))
-    return model
+    return trimmed(model)
 
 
 def prompt(what: ModelSignature, graph: ir.Graph, batch: int, length: int, seed: int = 0) -> Feeds:
