@@ -31,7 +31,7 @@ from dynorm_onnx.runtime.session import FATAL, make_session
 from dynorm_onnx.runtime.timing import Timing
 from dynorm_onnx.runtime.user_libraries import registered
 from dynorm_onnx.runtime.variants import time_within
-from dynorm_onnx.subject import find_subject, with_same_outputs
+from dynorm_onnx.subject import find_subject, require_opens, with_same_outputs
 from dynorm_onnx.within_bounds import within_bounds
 
 TARGETS = (*REGISTRY, "rmsnorm")
@@ -70,6 +70,7 @@ def _convert(config: ConvertConfig, progress: Progress, ready: Callable[[Report]
     model_io.require_weights(original)
     model_io.require_output(original, config.output_path)
     with clock.step("data"):
+        require_opens(config)
         data, notes = _data(config, subject.model, progress)
         subject = with_same_outputs(config, original, subject, data)
     config, notes = subject.settled(config), notes + subject.notes

@@ -7,6 +7,7 @@ file then needs ONNX Runtime. By default that is done where it brings attention 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import onnx_ir as ir
 
@@ -20,6 +21,8 @@ from dynorm_onnx.graph.norm_site import NormSite, SitesFound
 from dynorm_onnx.graph.rewrite import count_replacements
 from dynorm_onnx.graph.select import leave_constants, leave_unpaired, select
 from dynorm_onnx.graph.sites import find_sites
+from dynorm_onnx.runtime.apart import require_no_crash
+from dynorm_onnx.runtime.arrays import run
 from dynorm_onnx.runtime.fuse import fused_or_not, same_outputs
 from dynorm_onnx.runtime.pieces import open_for_batches
 from dynorm_onnx.runtime.session import run_model
@@ -59,6 +62,12 @@ def find_subject(config: ConvertConfig, original: ir.Model) -> Subject:
     return _subject(config, original)
 
 
+def require_opens(config: ConvertConfig) -> None:
+    """Raises ModelError where ONNX Runtime crashes on the file. Any other fault shows where the file is opened next."""
+    if config.provider == "cpu":  # a GPU is not for copies of a process
+        require_no_crash(f"as it opens {config.model}", lambda: open_for_batches(config.model))
+
+
 def with_same_outputs(
     config: ConvertConfig, original: ir.Model, subject: Subject, data: CalibrationData | None
 ) -> Subject:
@@ -66,8 +75,14 @@ def with_same_outputs(
     raises ModelError if they were asked for."""
     if subject.fused is None or data is None:
         return subject
+
+    def open_fused() -> Any:
+        return open_for_batches(subject.model, provider=config.provider)
+
     try:
-        before, after = (open_for_batches(model, provider=config.provider) for model in (config.model, subject.model))
+        if config.provider == "cpu":
+            require_no_crash("as it runs the fused model", lambda: run(open_fused(), data.validation[0]))
+        before, after = open_for_batches(config.model, provider=config.provider), open_fused()
         if all(same_outputs(before, after, feeds) for feeds in (data.validation[0], data.calibration[-1])):
             return subject
         reason = "onnxscript's fusions change its outputs"

@@ -89,8 +89,14 @@ TABLE: dict[str, dict[str, str]] = {
     "graph/lower/lowered_norm.py": {
         "; mend the model, or leave this norm": "test_foreign_files.py::test_what_is_not_finite_in_a_norm_is_named",
     },
+    "calibration/rotation/tokens.py": {
+        ", holds numbers that are not finite": "test_rotation.py::test_a_reader_that_is_not_finite_is_named",
+    },
     "calibration/stages.py": {
         "tokens cannot be paired by position": "test_foreign_results.py::test_sizes_that_lie_are_met_when_the_models_run",
+    },
+    "graph/damage.py": {
+        ": is not a valid ONNX model:": "graph/test_damage.py::test_data_that_a_shape_does_not_fit_is_named",
     },
     "graph/model_io.py": {
         "is a map or holds maps": "test_foreign_files.py::test_maps_are_refused_by_name",
@@ -248,6 +254,9 @@ TABLE: dict[str, dict[str, str]] = {
     "report/html/__init__.py": {
         ": is a folder; name a file": "report/test_html.py::test_a_folder_that_is_not_there_is_named_before_the_work",
         ": the folder": "report/test_html.py::test_a_folder_that_is_not_there_is_named_before_the_work",
+    },
+    "runtime/apart.py": {
+        "ONNX Runtime": "runtime/test_apart.py::test_a_crash_is_an_error_that_names_it",
     },
     "runtime/library.py": {
         "): install it with `pip install": "runtime/test_session.py::test_without_onnxruntime_the_error_says_what_to_install",

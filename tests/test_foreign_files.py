@@ -302,3 +302,20 @@ def test_a_weight_behind_a_long_chain_of_constants(end: str, tmp_path: Path) -> 
     output, _ = converted(proto, tmp_path, to="rmsnorm")
     assert relative_error(outputs(output, x=X)["y"], outputs(proto, x=X)["y"]) < 1e-5
     assert [site.status for site in converted(proto, tmp_path)[1].sites] == ["converted"]
+
+
+def test_a_file_that_onnx_runtime_crashes_on_is_refused_or_converted(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """1.32 does as it fuses a LayerNormalization whose bias is named and left out."""
+    proto = onnx.parser.parse_model(
+        """<ir_version: 10, opset_import: ["" : 18]>
+        g (float[n,4,8] x, float[8,8] a) => (float[n,4,8] y) {
+            p = MatMul(x, a) q = LayerNormalization(p, w, ) y = MatMul(q, a) }"""
+    )
+    proto.graph.initializer.append(numpy_helper.from_array(np.linspace(1, 2, 8, dtype=np.float32), "w"))
+    onnx.save(proto, tmp_path / "model.onnx")
+    status = main([str(tmp_path / "model.onnx"), "-o", str(tmp_path / "out.onnx"), "--data", "random", "--no-time"])
+    said = capsys.readouterr().err
+    assert (status == 0) == (tmp_path / "out.onnx").exists()
+    assert status == 0 or (status == 2 and "crashes (SIG" in said), said

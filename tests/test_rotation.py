@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from dynorm_onnx import convert_model
+from dynorm_onnx.errors import ModelError
 from dynorm_onnx.report import Report, print_report
 from tests.calibration.rotation import planted
 from tests.graph.fold.models import post_norm, pre_norm
@@ -172,6 +173,17 @@ def test_what_would_change_the_outputs_is_not_kept(model: Path, tmp_path: Path, 
     (left,) = report.rotations.left
     assert "it would move the outputs by" in left.reason and "calibration data" in left.reason
     assert not report.changed_initializers
+
+
+def test_a_reader_that_is_not_finite_is_named(model: Path, tmp_path: Path) -> None:
+    proto = onnx.load(model)
+    last = [node.input[1] for node in proto.graph.node if node.op_type == "MatMul"][-1]
+    weight = next(one for one in proto.graph.initializer if one.name == last)
+    broken = onnx.numpy_helper.to_array(weight).copy()
+    broken.flat[0] = np.inf
+    weight.CopyFrom(onnx.numpy_helper.from_array(broken, last))
+    with pytest.raises(ModelError, match=rf"the weight '{last}', which reads .*, holds numbers that are not finite"):
+        convert_model(saved(tmp_path, proto), output=tmp_path / "out.onnx", method="fit", **QUICK)
 
 
 def test_too_many_channels_are_named(model: Path, tmp_path: Path, monkeypatch) -> None:

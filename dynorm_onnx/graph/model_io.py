@@ -15,6 +15,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from dynorm_onnx.errors import ModelError, UsageError
+from dynorm_onnx.graph.damage import refuse_damaged
 from dynorm_onnx.graph.data_in_file import read_without_data, write_with_data
 from dynorm_onnx.graph.emit import set_tensor
 from dynorm_onnx.graph.fixed import without_constant_inputs
@@ -58,6 +59,7 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
         raise ModelError(f"{path}: is not an ONNX model, or is cut short.") from None
     if not proto.HasField("graph") or not (proto.graph.node or proto.graph.output):
         raise ModelError(f"{path}: is not an ONNX model: it holds no graph.")
+    refuse_damaged(proto, path)
     make_dense(proto)
     refuse_ambiguous(proto, path)
     _refuse_maps(proto, path)

@@ -7,6 +7,7 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from dynorm_onnx.graph.forms.index import GraphIndex
 from dynorm_onnx.graph.forms.node_kinds import TOLD_A_SHAPE
+from dynorm_onnx.graph.quiet import without_tracebacks
 
 # Operators that onnx does not know, or whose result's type it gets wrong: the outputs that are shaped
 # like their first input.
@@ -38,9 +39,10 @@ def infer_shapes(model: ir.Model) -> None:
             if position < len(node.outputs) and node.op_identifier() not in model.functions:
                 _read_through(node, node.outputs[position])
     infer = ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)
-    infer(stand_in)
-    while _shape_by_sizes(stand_in):  # each round knows the shape of at least one value more
+    with without_tracebacks():
         infer(stand_in)
+        while _shape_by_sizes(stand_in):  # each round knows the shape of at least one value more
+            infer(stand_in)
     for graph, inferred in zip(model.graphs(), stand_in.graphs(), strict=True):
         known = ir.convenience.create_value_mapping(inferred)
         for name, value in ir.convenience.create_value_mapping(graph).items():

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-
 import numpy as np
 import onnx
 from onnx import numpy_helper
 
 from dynorm_onnx.errors import ModelError
+from dynorm_onnx.graph.protos import graphs_of, nodes_of
 
 
 def make_dense(model: onnx.ModelProto) -> None:
@@ -16,11 +15,11 @@ def make_dense(model: onnx.ModelProto) -> None:
 
     Raises ModelError, naming the tensor, for indices that lie outside it or values that lie in another file.
     """
-    for graph in _graphs(model):
+    for graph in graphs_of(model):
         for sparse in graph.sparse_initializer:
             graph.initializer.append(_dense(sparse, sparse.values.name))
         graph.ClearField("sparse_initializer")
-    for node in _nodes(model):
+    for node in nodes_of(model):
         for attribute in node.attribute:
             if node.op_type == "Constant" and attribute.name == "sparse_value":
                 tensor = _dense(attribute.sparse_tensor, node.output[0])
@@ -39,28 +38,6 @@ def _dense(sparse: onnx.SparseTensorProto, name: str) -> onnx.TensorProto:
             dense[tuple(indices.T)] = values
         else:
             dense.reshape(-1)[indices] = values
-    except (IndexError, ValueError, OSError) as error:
+    except (IndexError, ValueError, OSError, MemoryError) as error:
         raise ModelError(f"The sparse tensor {name!r} of shape {list(dims)} cannot be read: {error}") from error
     return numpy_helper.from_array(dense, name)
-
-
-def _nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
-    for graph in _graphs(model):
-        yield from graph.node
-    for function in model.functions:
-        yield from function.node
-
-
-def _graphs(model: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
-    yield model.graph
-    yield from _inside(model.graph.node)
-    for function in model.functions:
-        yield from _inside(function.node)
-
-
-def _inside(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.GraphProto]:
-    for node in nodes:
-        for attribute in node.attribute:
-            for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                yield graph
-                yield from _inside(graph.node)

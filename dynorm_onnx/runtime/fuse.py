@@ -15,6 +15,7 @@ from dynorm_onnx.errors import ModelError
 from dynorm_onnx.graph.flat_rows import flatten_rows
 from dynorm_onnx.graph.joined_weights import join_weights
 from dynorm_onnx.graph.outputs import largest_difference
+from dynorm_onnx.graph.quiet import without_tracebacks
 from dynorm_onnx.runtime.arrays import Feeds, first_line, is_float, run
 from dynorm_onnx.runtime.measures import OutputSums
 from dynorm_onnx.runtime.session import Model
@@ -40,7 +41,8 @@ def fuse_for_ort(model: Model) -> ir.Model:
     copy = _private_copy(model)
     names = {value.name: node.name for node in copy.graph for value in node.outputs}
     try:
-        fused, counts = optimize_for_ort(copy)
+        with without_tracebacks():
+            fused, counts = optimize_for_ort(copy)
     except Exception as error:  # whatever the rewriter trips over
         raise ModelError(f"onnxscript cannot fuse the model for ONNX Runtime: {first_line(error)}") from error
     log.info("onnxscript fused: %s", {name: n for name, n in counts.items() if n})

@@ -17,6 +17,7 @@ from dynorm_onnx.calibration.fit_rows import Leeway, steeper
 from dynorm_onnx.calibration.one_parameter import norm_core
 from dynorm_onnx.calibration.rotation.seen import MASSIVE_SHARE, Seen, seen_at
 from dynorm_onnx.calibration.rows import Rows
+from dynorm_onnx.errors import ModelError
 from dynorm_onnx.functions.coupling import applied
 from dynorm_onnx.graph.basis import StreamBasis
 from dynorm_onnx.graph.lower import LoweredNorm
@@ -106,8 +107,11 @@ def _metric(lowered: ir.Model, basis: StreamBasis, norm: LoweredNorm) -> np.ndar
     heads = [(head.weight, basis.writers[head.weight]) for head in basis.heads if head.norm is norm]
     for name, axis in (*readers, *heads):
         value = lowered.graph.initializers[name]
-        total += _products(value, axis)
+        product = _products(value, axis)
         let_go(value)
+        if not np.all(np.isfinite(product)):
+            raise ModelError(f"the weight {name!r}, which reads {norm.site_name}, holds numbers that are not finite")
+        total += product
     weight = np.asarray(norm.weight, np.float64)
     return np.asarray(weight[:, None] * total * weight)
 
