@@ -23,6 +23,7 @@ from dynorm_onnx.graph.inline import inlined
 from dynorm_onnx.graph.lower import LoweredNorm
 from dynorm_onnx.graph.output_kind import output_kinds
 from dynorm_onnx.graph.rewrite import drop_unused_functions, replace, set_initializers
+from dynorm_onnx.graph.separate_attention import separate_attention
 from dynorm_onnx.graph.trim_bodies import trimmed
 from dynorm_onnx.progress import StepClock
 from dynorm_onnx.runtime.arrays import Feeds
@@ -143,8 +144,14 @@ def rewritten(
 
 
 def as_written(config: ConvertConfig, converted: ir.Model) -> ir.Model:
-    """The model as the file will hold it: with the functions, as short as can be, or, inlined, without."""
-    return inlined(converted) if config.inline else trimmed(converted)
+    """The model as the file will hold it: with the functions, as short as can be, or, inlined, without; fused attention
+    as it is fastest."""
+    if config.inline:
+        return inlined(converted)
+    written = trimmed(converted)
+    if config.optimize == "ort":
+        separate_attention(written)
+    return written
 
 
 def validated(

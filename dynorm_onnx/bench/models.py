@@ -20,6 +20,7 @@ from dynorm_onnx.functions import REGISTRY
 from dynorm_onnx.graph import model_io
 from dynorm_onnx.graph.lower import lower
 from dynorm_onnx.graph.rewrite import count_replacements, replace
+from dynorm_onnx.graph.separate_attention import separate_attention
 from dynorm_onnx.graph.sites import find_sites
 from dynorm_onnx.graph.trim_bodies import trimmed
 from dynorm_onnx.runtime.arrays import Feeds, run
@@ -90,14 +91,18 @@ def make_untrained(original: Path, to: str, *, optimize: str = "auto") -> ir.Mod
     if to not in REGISTRY:
         raise UsageError(f"--to {to!r} is not one of {', '.join(REGISTRY)}")
     loaded = model_io.load(original)
-    model = model_io.prepare(fused_or_not(loaded, optimize), value_types)
+    fused = fused_or_not(loaded, optimize)
+    model = model_io.prepare(fused, value_types)
     sites = find_sites(model, run=run_model).sites
     if not sites:
         raise NoSiteError(f"{original}: no norm was found that could be replaced")
     rng = np.random.default_rng(0)
     for norm in lower(model, sites):
         replace(model, norm, to, random_parameters(REGISTRY[to], norm.weight.size, rng))
-    return trimmed(model)
+    model = trimmed(model)
+    if fused is not loaded:
+        separate_attention(model)
+    return model
 
 
 def prompt(what: ModelSignature, graph: ir.Graph, batch: int, length: int, seed: int = 0) -> Feeds:
