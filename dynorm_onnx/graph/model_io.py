@@ -6,8 +6,6 @@ import contextlib
 import logging
 import os
 import pathlib
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 
 import onnx
@@ -19,6 +17,7 @@ from dynorm_onnx.graph.damage import refuse_damaged
 from dynorm_onnx.graph.data_in_file import read_without_data, write_with_data
 from dynorm_onnx.graph.emit import set_tensor
 from dynorm_onnx.graph.fixed import without_constant_inputs
+from dynorm_onnx.graph.placing import data_files, folder_beside, put_in_place
 from dynorm_onnx.graph.prepare import clone, prepare
 from dynorm_onnx.graph.sparse import make_dense
 from dynorm_onnx.graph.value_names import refuse_ambiguous
@@ -133,8 +132,9 @@ def require_weights(model: ir.Model) -> None:
 def save(model: ir.Model, path: str | os.PathLike[str], external_above: int = EXTERNAL_ABOVE) -> None:
     """Writes `model` to `path`, whole or not at all.
 
-    Weights go to PATH.data if they are above `external_above` bytes together or were external
-    before. Both files are written in a temporary folder beside `path` and then moved into place.
+    Weights go to PATH.data, or to PATH.1.data where the model in place reads that, if they are above `external_above`
+    bytes together or were external before. Both files are written in a temporary folder beside `path` and then moved
+    into place, so that whenever the process is killed the old output is there or the new one.
     Raises UsageError if `path` is the model's own file, if PATH.data holds weights that the model
     reads, or if nothing can be written there; ModelError if weights are missing.
     """
@@ -158,7 +158,7 @@ def staged(
     external = external or sum(tensor.nbytes for tensor in tensors) > external_above
     with contextlib.ExitStack() as stack:
         with _cannot_be_written(path):
-            folder = stack.enter_context(_folder_beside(target))
+            folder = stack.enter_context(folder_beside(target))
             _read_external_attributes(model)
             if external:
                 _save_external(model, folder / target.name, data.name)
@@ -168,9 +168,7 @@ def staged(
 
         def place() -> None:
             with _cannot_be_written(path):
-                if (folder / data.name).exists():
-                    os.replace(folder / data.name, data)  # first: a model must find its weights
-                os.replace(folder / target.name, target)
+                put_in_place(folder / target.name, target, {os.path.realpath(file) for file in _weight_files(model)})
 
         yield place
 
@@ -214,17 +212,7 @@ def require_output(model: ir.Model, path: str | os.PathLike[str]) -> None:
 def _files(path: str | os.PathLike[str]) -> tuple[pathlib.Path, pathlib.Path]:
     """(the model's file, that of its weights if they are external)."""
     target = pathlib.Path(path).absolute()
-    return target, target.with_name(target.name + ".data")
-
-
-@contextlib.contextmanager
-def _folder_beside(target: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A temporary folder on the target's file system, so that os.replace is atomic."""
-    folder = pathlib.Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    return target, data_files(target)[0]
 
 
 def _refuse_to_overwrite(model: ir.Model, target: pathlib.Path, data: pathlib.Path) -> None:
@@ -237,6 +225,12 @@ def _refuse_to_overwrite(model: ir.Model, target: pathlib.Path, data: pathlib.Pa
             _same_file(written, tensor.path) for written in (target, data)
         ):
             raise UsageError(f"{tensor.path}: holds weights of the input model; choose another output path.")
+
+
+def _weight_files(model: ir.Model) -> Iterator[str]:
+    for value in _initializers(model):
+        if isinstance(value.const_value, ir.ExternalTensor):
+            yield value.const_value.path
 
 
 def _read_external_attributes(model: ir.Model) -> None:
