@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.text import Text
 
 from dynorm_onnx.config import METHODS, OPTIMIZE, PROVIDERS, SAMPLES, TRAIN, ConvertConfig
-from dynorm_onnx.errors import DynormError
+from dynorm_onnx.errors import DynormError, ModelError
 from dynorm_onnx.pipeline import TARGETS, convert_model
 from dynorm_onnx.report import Report, print_report
 from dynorm_onnx.runtime.user_libraries import add_option
@@ -49,6 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DynormError as error:
         print_error(errors, f"error: {error}")
         return error.exit_code
+    except MemoryError as error:
+        print_error(errors, f"error: not enough memory: {error}")
+        return ModelError.exit_code
     except KeyboardInterrupt:
         errors.print("interrupted; nothing was written")
         return 130

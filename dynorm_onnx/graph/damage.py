@@ -61,6 +61,8 @@ def _wrong_with(tensor: onnx.TensorProto) -> str | None:
         dtype = ir.DataType(tensor.data_type)
     except ValueError:
         return None  # onnx-ir says so
+    if dtype == ir.DataType.UNDEFINED:
+        return f"{name} has no type"
     count = math.prod(dims)
     needed = math.ceil(count * dtype.itemsize) if dtype != ir.DataType.STRING else count
     held = {field: len(getattr(tensor, field)) for field in _FIELDS}
