@@ -70,7 +70,7 @@ def _convert(config: ConvertConfig, progress: Progress, ready: Callable[[Report]
     model_io.require_weights(original)
     model_io.require_output(original, config.output_path)
     with clock.step("data"):
-        require_opens(config)
+        require_opens(config, original)
         data, notes = _data(config, subject.model, progress)
         subject = with_same_outputs(config, original, subject, data)
     config, notes = subject.settled(config), notes + subject.notes

@@ -18,14 +18,15 @@ from dynorm_onnx.errors import DynormError, ModelError
 from dynorm_onnx.graph import model_io
 from dynorm_onnx.graph.inline import inlined
 from dynorm_onnx.graph.norm_site import NormSite, SitesFound
+from dynorm_onnx.graph.pieces import weight_bytes
 from dynorm_onnx.graph.rewrite import count_replacements
 from dynorm_onnx.graph.select import leave_constants, leave_unpaired, select
 from dynorm_onnx.graph.sites import find_sites
 from dynorm_onnx.runtime.apart import require_no_crash
 from dynorm_onnx.runtime.arrays import run
 from dynorm_onnx.runtime.fuse import fused_or_not, same_outputs
-from dynorm_onnx.runtime.pieces import open_for_batches
-from dynorm_onnx.runtime.session import run_model
+from dynorm_onnx.runtime.pieces import BATCHES_LIMIT, open_for_batches
+from dynorm_onnx.runtime.session import make_session, run_model
 from dynorm_onnx.runtime.value_types import value_types
 
 
@@ -62,10 +63,13 @@ def find_subject(config: ConvertConfig, original: ir.Model) -> Subject:
     return _subject(config, original)
 
 
-def require_opens(config: ConvertConfig) -> None:
-    """Raises ModelError where ONNX Runtime crashes on the file. Any other fault shows where the file is opened next."""
-    if config.provider == "cpu":  # a GPU is not for copies of a process
-        require_no_crash(f"as it opens {config.model}", lambda: open_for_batches(config.model))
+def require_opens(config: ConvertConfig, original: ir.Model) -> None:
+    """Raises ModelError where ONNX Runtime crashes on the file. Any other fault shows where the file is opened next.
+
+    Nothing is tried of a model that would not be opened whole, nor on a GPU, which is not for copies of a process.
+    """
+    if config.provider == "cpu" and weight_bytes(original) <= BATCHES_LIMIT:
+        require_no_crash(f"as it opens {config.model}", lambda: make_session(config.model))
 
 
 def with_same_outputs(
@@ -80,7 +84,7 @@ def with_same_outputs(
         return open_for_batches(subject.model, provider=config.provider)
 
     try:
-        if config.provider == "cpu":
+        if config.provider == "cpu" and weight_bytes(subject.model) <= BATCHES_LIMIT:
             require_no_crash("as it runs the fused model", lambda: run(open_fused(), data.validation[0]))
         before, after = open_for_batches(config.model, provider=config.provider), open_fused()
         if all(same_outputs(before, after, feeds) for feeds in (data.validation[0], data.calibration[-1])):

@@ -15,8 +15,8 @@ Mutation = Callable[[onnx.ModelProto, np.random.Generator], None]
 
 _OPERATORS = (
     "Add", "Mul", "Div", "Sub", "MatMul", "Gemm", "Cast", "Reshape", "Transpose", "Identity", "ReduceMean", "Pow",
-    "Sqrt", "LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization", "Softmax", "Gather", "Concat", "Split",
-    "If", "Loop", "Constant", "Shape", "Unsqueeze", "Where", "Nope", "",
+    "Sqrt", "LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization", "Softmax", "Gather", "Concat",
+    "Split", "If", "Loop", "Constant", "Shape", "Unsqueeze", "Where", "Nope", "",
 )  # fmt: skip
 _SIZES = (0, 1, 2, 3, 7, 8, -1, 1 << 20, 1 << 40, (1 << 63) - 1)
 
