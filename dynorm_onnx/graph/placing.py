@@ -21,8 +21,6 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from dynorm_onnx.graph.data_in_file import read_without_data
 from dynorm_onnx.graph.protos import graphs_of, nodes_of
 
-_LOCK = "lock"
-
 
 def data_files(target: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
     """Where the weights of a model in `target` may lie: the second where the model in place reads the first."""
@@ -64,18 +62,26 @@ def folder_beside(target: pathlib.Path) -> Iterator[pathlib.Path]:
     """A temporary folder on the target's file system, so that os.replace is atomic. Those that dead runs have left
     there for the same target are removed."""
     prefix = f".{target.name}."
-    for left in target.parent.glob(f"{prefix}*/{_LOCK}"):
-        if (lock := _locked(left)) is not None:
-            shutil.rmtree(left.parent, ignore_errors=True)
-            os.close(lock)
-    folder = pathlib.Path(tempfile.mkdtemp(dir=target.parent, prefix=prefix))
-    lock = _locked(folder / _LOCK)
+    with _alone_in(target.parent):  # so that no folder of another run is seen that it does not hold yet
+        for left in target.parent.iterdir():
+            if _may_be_left(left, target) and (lock := _locked(left)) is not None:
+                shutil.rmtree(left, ignore_errors=True)
+                os.close(lock)
+        folder = pathlib.Path(tempfile.mkdtemp(dir=target.parent, prefix=prefix))
+        lock = _locked(folder)
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         if lock is not None:
             os.close(lock)
+
+
+def _may_be_left(folder: pathlib.Path, target: pathlib.Path) -> bool:
+    """Whether a folder has the name and the content of one of folder_beside()'s."""
+    if not folder.name.startswith(f".{target.name}.") or not folder.is_dir() or folder.is_symlink():
+        return False
+    return {file.name for file in folder.iterdir()} <= {target.name, data_files(target)[0].name}
 
 
 @contextlib.contextmanager
@@ -89,15 +95,14 @@ def _alone_in(folder: pathlib.Path) -> Iterator[None]:
             os.close(lock)
 
 
-def _locked(path: pathlib.Path, *, wait: bool = False) -> int | None:
-    """A descriptor that holds a file or folder, until it is closed or the process ends; None where another one holds it
-    or nothing can be held (Windows, some network file systems)."""
+def _locked(folder: pathlib.Path, *, wait: bool = False) -> int | None:
+    """A descriptor that holds a folder, until it is closed or the process ends; None where another one holds it or
+    nothing can be held (Windows, some network file systems)."""
     try:
         import fcntl
     except ImportError:
         return None
-    flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT
-    descriptor = os.open(path, flags)
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError:

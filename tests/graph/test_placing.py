@@ -95,6 +95,15 @@ def test_the_folder_of_a_run_under_way_stays(tmp_path: Path) -> None:
     assert not first.exists()
 
 
+def test_what_only_looks_like_such_a_folder_stays(tmp_path: Path) -> None:
+    (tmp_path / ".out.onnx.backups").mkdir()
+    (tmp_path / ".out.onnx.backups" / "yesterday.onnx").touch()
+    (tmp_path / ".out.onnx.a_dead_run").mkdir()
+    (tmp_path / ".out.onnx.a_dead_run" / "out.onnx.data").touch()
+    save(1, tmp_path / "out.onnx")
+    assert {file.name for file in tmp_path.iterdir()} == {".out.onnx.backups", "out.onnx", "out.onnx.data"}
+
+
 def test_one_waits_for_the_other(tmp_path: Path) -> None:
     """Placing is done by one process or thread at a time in a folder."""
     output = tmp_path / "out.onnx"
