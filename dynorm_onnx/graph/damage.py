@@ -27,13 +27,33 @@ _Key = tuple[str, str, str]
 
 
 def refuse_damaged(proto: onnx.ModelProto, path: str | os.PathLike[str]) -> None:
-    """Raises ModelError, naming the tensor or function, for a tensor with a negative size, with more or less data than
-    its shape needs or with an offset or length that is no number of bytes, for functions that call themselves, and for
-    functions that are more than MOST_NODES nodes when written out."""
+    """Raises ModelError, naming the tensor or function, for what is damaged.
+
+    That is: names that are no text; a tensor with a negative size, with more or less data than its shape needs, or with
+    an offset or length that is no number of bytes; functions that call themselves, and those that come to more than
+    MOST_NODES nodes when written out.
+    """
+    if any(isinstance(text, bytes) for text in _texts(proto)):  # what protobuf makes of text that is none
+        raise ModelError(f"{path}: is not a valid ONNX model: a name in it is no UTF-8 text")
     problem = next((said for tensor in _tensors(proto) if (said := _wrong_with(tensor)) is not None), None)
     problem = problem or _wrong_with_functions(proto)
     if problem is not None:
         raise ModelError(f"{path}: is not a valid ONNX model: {problem}")
+
+
+def _texts(proto: onnx.ModelProto) -> Iterator[str | bytes]:
+    """All that names something."""
+    for entry in proto.opset_import:
+        yield entry.domain
+    for function in proto.functions:
+        yield from (function.name, function.domain, *function.input, *function.output, *function.attribute)
+    for graph in graphs_of(proto):
+        for value in (*graph.input, *graph.output, *graph.value_info):
+            yield from (value.name, *(size.dim_param for size in value.type.tensor_type.shape.dim))
+        yield from (tensor.name for tensor in graph.initializer)
+    for node in nodes_of(proto):
+        yield from (node.op_type, node.domain, node.name, *node.input, *node.output)
+        yield from (attribute.name for attribute in node.attribute)
 
 
 def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:

@@ -63,6 +63,14 @@ def test_data_that_a_shape_does_not_fit_is_named(kind: str, dims: list[int], pla
         refuse_damaged(model_with(tensor, place=place), "model.onnx")
 
 
+def test_names_that_are_no_text() -> None:
+    model = onnx.ModelProto()
+    model.graph.node.append(helper.make_node("Relu", ["x"], ["y"]))
+    broken = onnx.ModelProto.FromString(model.SerializeToString().replace(b"Relu", b"R\xfflu"))
+    with pytest.raises(ModelError, match="a name in it is no UTF-8 text"):
+        refuse_damaged(broken, "model.onnx")
+
+
 @pytest.mark.parametrize("key", ["offset", "length"])
 @pytest.mark.parametrize("value", ["-5", "abc", "1e3", "", "9" * 30])
 def test_places_that_are_no_numbers_of_bytes(key: str, value: str) -> None:
