@@ -34,6 +34,9 @@ TABLE: dict[str, dict[str, str]] = {
     "calibration/data/drawing.py": {
         "the model's logits are not finite, so": "calibration/test_data_sampling.py::test_logits_that_are_not_finite",
     },
+    "calibration/data/drawn_inputs.py": {
+        "is too large to be drawn": "test_foreign_data.py::test_an_input_that_is_too_large_to_be_drawn_is_named",
+    },
     "calibration/data/fitting.py": {
         "; the data has one …": "test_foreign_data.py::test_one_tensor_is_no_sequence",
         "; the data has …": "calibration/test_data_missing.py::test_casts_that_lose",

@@ -473,3 +473,13 @@ def test_what_is_written_for_bfloat16_loads_on_any_processor(name: str, to: str)
     normed = centred / np.sqrt(centred.var(-1, keepdims=True) + np.square(centred.mean(-1, keepdims=True)) + 1e-12)
     expected = (normed if to == "rmsnorm" else x / np.sqrt(1 + x * x)) * w + b
     assert relative_error(found, expected + x if "sum" in name else expected) < 2e-2
+
+
+def test_an_input_that_is_too_large_to_be_drawn_is_named() -> None:
+    proto = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 17]>
+        g (float[1099511627776, 8] x) => (float[n, 8] y) { y = Identity(x) }"""
+    )
+    model = ir.from_proto(proto)
+    with pytest.raises(DataError, match=r"the input 'x' of sizes \[1099511627776, 8\] is too large to be drawn"):
+        draw_samples(signature(model), model.graph, np.random.default_rng(0), count=1, length=8)

@@ -110,7 +110,7 @@ def inline_functions(model: ir.Model, chosen: Collection[ir.OperatorIdentifier] 
         imports.update({domain: model.opset_imports.get(domain, version) for domain, version in imports.items()})
     try:
         InlinePass(criteria=lambda function: chosen is None or function.identifier() in chosen)(model)
-    except (ValueError, ir.passes.PassError, ir.passes.InvariantError) as error:
+    except Exception as error:  # whatever the inliner trips over in a damaged file
         raise ModelError(f"a function of the file cannot be inlined: {error.__cause__ or error}") from error
     for node in model.graph.all_nodes():
         model.opset_imports.setdefault(node.domain, 1)

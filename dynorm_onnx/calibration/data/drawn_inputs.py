@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 
@@ -23,6 +24,7 @@ _FREE_SIZES = (
 _DRAWN_ROLES = ("token_ids", "weight", "other")
 _LEADING_ROLES = ("decoder_token_ids", *_DRAWN_ROLES)  # where the encoder reads no tokens that could be repeated
 _PIXELS = 224
+_MOST = 1 << 31  # elements of an input
 
 
 def draw_samples(
@@ -35,7 +37,8 @@ def draw_samples(
     inputs. What has no batch axis is drawn once for all samples, so are weights; of a model without any batch axis
     each sample is drawn by itself.
 
-    Raises DataError for an input whose number of axes the model does not say, or that takes strings or sequences.
+    Raises DataError for an input whose number of axes the model does not say, that takes strings or sequences, or that
+    has more than 2^31 elements.
     """
     drawn, sizes, bounds = _plan(signature, graph, length)
 
@@ -116,6 +119,8 @@ def _is_image(spec: InputSpec) -> bool:
 
 
 def _draw(spec: InputSpec, sizes: list[int], bound: int | None, rng: np.random.Generator) -> np.ndarray:
+    if math.prod(sizes) > _MOST:
+        raise DataError(f"the input {spec.name!r} of sizes {sizes} is too large to be drawn: give data (--data)")
     if spec.dtype == np.bool_:
         return np.ones(sizes, bool)
     if not is_float(np.empty(0, spec.dtype)):

@@ -63,6 +63,14 @@ def integers(node: ir.Node, name: str) -> tuple[int, ...] | None:
     return None if attribute is None or attribute.is_ref() else tuple(int(i) for i in attribute.value)
 
 
+def numpy_type(number: int) -> np.dtype | None:
+    """Of a type as TensorProto numbers them; None for strings and for what is no type."""
+    try:
+        return np.dtype(ir.DataType(number).numpy())
+    except (ValueError, TypeError):
+        return None
+
+
 def _cast(node: ir.Node, inputs: Sequence[Array | None]) -> Array | None:
     (x,) = inputs
     return None if x is None else x.astype(ir.DataType(integer(node, "to", 1)).numpy())

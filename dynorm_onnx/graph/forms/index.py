@@ -149,8 +149,8 @@ class GraphIndex:
             return self.scalar(node.inputs[0])
         if is_op(node, "Cast") and node is not None:
             number = self.scalar(node.inputs[0])
-            kind = ir.DataType(constants.integer(node, "to", 1)).numpy()
-            return None if number is None else float(np.asarray(number).astype(kind))
+            kind = constants.numpy_type(constants.integer(node, "to", 1))
+            return None if number is None or kind is None else float(np.asarray(number).astype(kind))
         if is_op(node, "ConstantOfShape") and node is not None:
             fill = node.attributes.get("value")
             data = np.zeros(1) if fill is None else constants.read_tensor(fill.as_tensor())
@@ -179,7 +179,8 @@ class GraphIndex:
             return self._fold_size(node)
         if node.op_type == "CastLike":
             data, dtype = self.constant(node.inputs[0]), self.dtype(node.inputs[1])
-            return data if data is None or dtype is None else data.astype(dtype.numpy())
+            kind = None if dtype is None else constants.numpy_type(dtype.value)
+            return data if data is None or kind is None else data.astype(kind)
         data = _folded(constants.FOLDS, node, [self.constant(i) for i in node.inputs])
         sizes = self._sizes.get(value)
         if data is None and sizes is not None and not np.isnan(sizes).any():
