@@ -34,7 +34,7 @@ def core(x: np.ndarray, beta: np.ndarray) -> np.ndarray:
 
 def _squares_are_exact(x: np.ndarray, beta: np.ndarray) -> bool:
     """Whether x^2 + beta, of the shape and type of x, neither overflows nor loses digits to numbers too small."""
-    if x.dtype not in (np.float32, np.float64) or np.result_type(x, beta) != x.dtype or not x.size:
+    if x.dtype not in (np.float32, np.float64) or np.result_type(x, beta) != x.dtype or not x.size or not x.ndim:
         return False
     if np.broadcast_shapes(x.shape, beta.shape) != x.shape:
         return False
