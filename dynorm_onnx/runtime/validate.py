@@ -95,7 +95,7 @@ class Validation:
         if times is not None and times > APART:
             measure = "KL" if self.quality is not None else "relative error"
             found.append(
-                f"the {measure} on held-out data is {times:.1f} times that on the calibration data: the model was "
+                f"the {measure} on held-out data is {_told(times)} times that on the calibration data: the model was "
                 "fitted to too little of it; give more (--data, --samples)"
             )
         return tuple(found)
@@ -291,3 +291,8 @@ def _json_value(value: str | float | None) -> str | float | None:
 
 def _json_number(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
+
+
+def _told(times: float) -> str:
+    """What is learned by heart to the last digit has no number of its own."""
+    return f"{times:.1f}" if times < 100 else "over a hundred"

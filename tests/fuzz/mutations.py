@@ -18,7 +18,7 @@ _OPERATORS = (
     "Sqrt", "LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization", "Softmax", "Gather", "Concat",
     "Split", "If", "Loop", "Constant", "Shape", "Unsqueeze", "Where", "Nope", "",
 )  # fmt: skip
-_SIZES = (0, 1, 2, 3, 7, 8, -1, 1 << 20, 1 << 40, (1 << 63) - 1)
+_SIZES = (0, 1, 2, 3, 7, 8, -1, 1 << 12, 1 << 40, (1 << 63) - 1)
 
 
 def mutate(model: onnx.ModelProto, rng: np.random.Generator) -> onnx.ModelProto:

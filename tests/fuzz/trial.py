@@ -14,7 +14,7 @@ from pathlib import Path
 
 from dynorm_onnx.convert import main
 
-SECONDS = 60
+SECONDS = 180
 MEMORY = 6 << 30
 """Bytes of address space, most of which libraries reserve and never touch."""
 SAID = (0, 2, 3, 4)
