@@ -46,7 +46,8 @@ class LayerCurvature:
 
     def solve(self, gradient: np.ndarray, ridge: float) -> np.ndarray:
         """(Hessian + ridge trace)^-1 gradient, [K, N]."""
-        curvature = self.features[:, None] * self.outputs + (ridge + _DAMPING / gradient.size) * self.trace
+        least = max((ridge + _DAMPING / gradient.size) * self.trace, np.finfo(np.float64).tiny)  # where nothing matters
+        curvature = self.features[:, None] * self.outputs + least
         solved: np.ndarray = self.basis @ ((self.basis.T @ gradient) / curvature)
         return solved
 

@@ -61,6 +61,8 @@ def fit_logits_layer(
     """
     every = sampling_step(_tokens(activations, layer), layer.inputs * layer.outputs)
     training, held_out = _collect(layer, activations, every)
+    if not len(training.original) or not len(held_out.original):
+        return None
 
     def kl_and_gradient(flat: np.ndarray) -> tuple[float, np.ndarray]:
         value, gradient = training.kl_and_gradient(weights(flat))

@@ -227,6 +227,8 @@ def fit_tail(
     tokens = sum(batch.converted[tail.converted[1]].size // tail.writer.outputs for batch in activations())
     limit = HEAD_STAYS_WORK_LIMIT if tail.head_stays else WORK_LIMIT
     training, held_out = _collect(tail, activations, sampling_step(tokens, tail.weights, limit))
+    if not len(training.original) or not len(held_out.original):
+        return None
     size = float(np.sqrt(np.mean(np.square(training.stream), dtype=np.float64)))
     model = _Model(function, fitted.parameters, size or 1.0, head)
 

@@ -57,3 +57,8 @@ def test_directions_without_a_token_are_not_left() -> None:
     flat = np.hstack([X, X[:, :1]])  # of rank 4
     solved = LayerCurvature.of(flat, np.ones(WORDS)).solve(np.ones((CHANNELS + 1, WORDS)), 0.0)
     assert np.all(np.isfinite(solved))
+
+
+def test_where_nothing_matters_the_steps_are_finite() -> None:
+    solved = LayerCurvature.of(np.zeros((3, CHANNELS)), np.zeros(WORDS)).solve(np.zeros((CHANNELS, WORDS)), 0.5)
+    assert np.array_equal(solved, np.zeros((CHANNELS, WORDS)))

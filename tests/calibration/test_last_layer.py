@@ -50,3 +50,18 @@ def test_finds_the_weights_that_made_the_distribution() -> None:
     before = np.exp(log_softmax(original @ weight))
     after = np.exp(log_softmax(converted @ found))
     assert relative_error(after, before) < 0.02
+
+
+def test_without_tokens_to_stop_by_nothing_is_fitted() -> None:
+    proto = onnx.parser.parse_model(
+        f'<ir_version: 8, opset_import: ["" : 18]> g (float[n, {CHANNELS}] x) => (float[n, {WORDS}] y) '
+        "{ y = MatMul(x, w) }"
+    )
+    weight = np.random.default_rng(3).normal(size=(CHANNELS, WORDS)).astype(np.float32)
+    proto.graph.initializer.append(numpy_helper.from_array(weight, "w"))
+    (layer,) = find_linear_layers(ir.from_proto(proto).graph).layers
+    broken = np.full((5, CHANNELS), np.nan, np.float32)
+    assert (
+        fit_logits_layer(layer, layer.parameters(), lambda: iter([Activations({"x": broken}, {"x": broken}, None)]))
+        is None
+    )
