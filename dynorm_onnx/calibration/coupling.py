@@ -135,7 +135,7 @@ class _Seen:
 
 
 def _look(kind: str, epsilon: float, batches: Iterable[Rows]) -> _Seen | None:
-    """None where there is no token of any length."""
+    """None where there is no token of any length, or lengths are no numbers: epsilon or the square overflows."""
     total, lengths = np.zeros(1), [np.zeros(0)]
     for rows in batches:
         part = ~rows.held_out
@@ -143,7 +143,7 @@ def _look(kind: str, epsilon: float, batches: Iterable[Rows]) -> _Seen | None:
         shares = np.square(np.asarray(rows.x[part], np.float64)) / np.where(own > 0, own, np.inf)[:, None]
         total = total + rows.weights[part].astype(np.float64) @ np.square(shares)
         lengths.append(own)
-    if not total.any():
+    if not total.any() or not np.all(np.isfinite(total)):
         return None
     candidates = np.sort(np.argsort(-total, kind="stable")[: min(CANDIDATES, len(total))])
     return _Seen(candidates, float(np.median(np.concatenate(lengths))))

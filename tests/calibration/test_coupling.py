@@ -96,3 +96,8 @@ def test_held_out_error_is_of_tokens_not_solved_with() -> None:
     fitted = fit_rows(REGISTRY["dyisru"], "rms", 0.0, batches(with_sinks()), Leeway(1))
     assert fitted.held_out_error == pytest.approx(fitted.relative_error, rel=0.2)
     assert fitted.held_out_error != fitted.relative_error
+
+
+@pytest.mark.parametrize("epsilon", [np.nan, np.inf])
+def test_lengths_that_are_no_numbers_couple_nothing(epsilon: float) -> None:
+    assert choose_coupling("rms", epsilon, batches(with_sinks()), 4).coupling is None

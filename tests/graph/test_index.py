@@ -7,6 +7,7 @@ import onnx_ir as ir
 import pytest
 
 from dynorm_onnx.graph.forms.index import GraphIndex
+from dynorm_onnx.graph.forms.layout import why_not_last_axis
 
 HEADER = '<ir_version: 9, opset_import: ["": 18]>'
 
@@ -116,3 +117,12 @@ def test_large_or_missing_weights_are_never_read() -> None:
     index.graph.register_initializer(value)
     assert index.scalar(value) is None
     assert index.is_constant(value) and index.shape(value) == (1,)
+
+
+def test_a_number_that_is_given_a_shape_has_no_axis_to_be_grouped() -> None:
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 18]>
+        g (float x) => (float[1, 8] y) <int64[2] shape = {1, 8}> { y = Reshape(x, shape) }"""
+    )
+    graph = ir.from_proto(model).graph
+    assert why_not_last_axis(GraphIndex(graph, {"": 18}), graph.outputs[0], 8) is None

@@ -60,7 +60,7 @@ def why_not_last_axis(index: GraphIndex, x: ir.Value, channels: int | None) -> s
     size = (after[-1] if after else None) or channels
     if size is None:
         return "its Reshape merges an unknown part of the axes, as in a GroupNormalization"
-    if before is None or before[-1] is None or before[-1] % size == 0:
+    if not before or before[-1] is None or before[-1] % size == 0:
         return None
     return None if size in _tail_products(before) else "it normalises groups of channels and places"
 
