@@ -29,13 +29,14 @@ _Key = tuple[str, str, str]
 def refuse_damaged(proto: onnx.ModelProto, path: str | os.PathLike[str]) -> None:
     """Raises ModelError, naming the tensor or function, for what is damaged.
 
-    That is: names that are no text; a tensor with a negative size, with more or less data than its shape needs, or with
-    an offset or length that is no number of bytes; functions that call themselves, and those that come to more than
-    MOST_NODES nodes when written out.
+    That is: names that are no text; attributes without a name or a type; a tensor with a negative size, with more or
+    less data than its shape needs, or with an offset or length that is no number of bytes; functions that call
+    themselves, and those that come to more than MOST_NODES nodes when written out.
     """
     if any(isinstance(text, bytes) for text in _texts(proto)):  # what protobuf makes of text that is none
         raise ModelError(f"{path}: is not a valid ONNX model: a name in it is no UTF-8 text")
     problem = next((said for tensor in _tensors(proto) if (said := _wrong_with(tensor)) is not None), None)
+    problem = problem or next((said for node in nodes_of(proto) if (said := _wrong_with_attributes(node))), None)
     problem = problem or _wrong_with_functions(proto)
     if problem is not None:
         raise ModelError(f"{path}: is not a valid ONNX model: {problem}")
@@ -93,6 +94,15 @@ def _wrong_with(tensor: onnx.TensorProto) -> str | None:
         numbers = 2 * count if dtype in (ir.DataType.COMPLEX64, ir.DataType.COMPLEX128) else count
         if max(held.values()) not in {numbers, needed}:  # types of less than a byte are packed
             return f"{name} needs {numbers} numbers, and the file has {max(held.values())}"
+    return None
+
+
+def _wrong_with_attributes(node: onnx.NodeProto) -> str | None:
+    """Older files leave the type of an attribute to its content, which then tells."""
+    for attribute in node.attribute:
+        has_type = attribute.type != onnx.AttributeProto.UNDEFINED
+        if not attribute.name or not (has_type or attribute.ref_attr_name or len(attribute.ListFields()) > 1):
+            return f"an attribute of {node.op_type} {node.name!r} has no name or no type"
     return None
 
 

@@ -71,6 +71,17 @@ def test_names_that_are_no_text() -> None:
         refuse_damaged(broken, "model.onnx")
 
 
+@pytest.mark.parametrize(
+    "attribute", [onnx.AttributeProto(), onnx.AttributeProto(name="axis"), onnx.AttributeProto(i=3)]
+)
+def test_attributes_without_name_or_type(attribute: onnx.AttributeProto) -> None:
+    model = onnx.ModelProto()
+    model.graph.node.append(helper.make_node("Softmax", ["x"], ["y"], name="n"))
+    model.graph.node[0].attribute.append(attribute)
+    with pytest.raises(ModelError, match="an attribute of Softmax 'n' has no name or no type"):
+        refuse_damaged(model, "model.onnx")
+
+
 @pytest.mark.parametrize("key", ["offset", "length"])
 @pytest.mark.parametrize("value", ["-5", "abc", "1e3", "", "9" * 30])
 def test_places_that_are_no_numbers_of_bytes(key: str, value: str) -> None:
