@@ -98,10 +98,9 @@ def _wrong_with(tensor: onnx.TensorProto) -> str | None:
 
 
 def _wrong_with_attributes(node: onnx.NodeProto) -> str | None:
-    """Older files leave the type of an attribute to its content, which then tells."""
+    """A type is required of every attribute since version 2 of the format, of the year 2017."""
     for attribute in node.attribute:
-        has_type = attribute.type != onnx.AttributeProto.UNDEFINED
-        if not attribute.name or not (has_type or attribute.ref_attr_name or len(attribute.ListFields()) > 1):
+        if not attribute.name or attribute.type == onnx.AttributeProto.UNDEFINED:
             return f"an attribute of {node.op_type} {node.name!r} has no name or no type"
     return None
 
