@@ -64,12 +64,14 @@ def find_subject(config: ConvertConfig, original: ir.Model) -> Subject:
 
 
 def require_opens(config: ConvertConfig, original: ir.Model) -> None:
-    """Raises ModelError where ONNX Runtime crashes on the file. Any other fault shows where the file is opened next.
-
-    Nothing is tried of a model that would not be opened whole, nor on a GPU, which is not for copies of a process.
-    """
-    if config.provider == "cpu" and weight_bytes(original) <= BATCHES_LIMIT:
+    """Raises ModelError where ONNX Runtime crashes on the file. Any other fault shows where the file is opened next."""
+    if _may_be_tried(config, original):
         require_no_crash(f"as it opens {config.model}", lambda: make_session(config.model))
+
+
+def _may_be_tried(config: ConvertConfig, model: ir.Model) -> bool:
+    """In a copy of the process: not what would not be opened whole, nor a GPU, which is not for such copies."""
+    return config.provider == "cpu" and weight_bytes(model) <= BATCHES_LIMIT
 
 
 def with_same_outputs(
@@ -84,7 +86,7 @@ def with_same_outputs(
         return open_for_batches(subject.model, provider=config.provider)
 
     try:
-        if config.provider == "cpu" and weight_bytes(subject.model) <= BATCHES_LIMIT:
+        if _may_be_tried(config, subject.model):
             require_no_crash("as it runs the fused model", lambda: run(open_fused(), data.validation[0]))
         before, after = open_for_batches(config.model, provider=config.provider), open_fused()
         if all(same_outputs(before, after, feeds) for feeds in (data.validation[0], data.calibration[-1])):

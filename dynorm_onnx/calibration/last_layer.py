@@ -41,8 +41,8 @@ class _Tokens:
         value, gradient = 0.0, np.zeros(weights.shape)
         for rows in self.original.parts():
             features = self.features[rows]
-            more, by_logits = self.original[rows].kl_and_gradient(features @ weights)
-            value, gradient = value + more, gradient + features.T @ by_logits
+            more, to_logits = self.original[rows].kl_and_gradient(features @ weights)
+            value, gradient = value + more, gradient + features.T @ to_logits
         return value / len(self.original), gradient / len(self.original)
 
     def curvature(self, weights: np.ndarray) -> Curvature:

@@ -14,7 +14,7 @@ import onnx
 import onnx_ir as ir
 
 from dynorm_onnx.errors import ModelError
-from dynorm_onnx.graph.protos import graphs_in, graphs_of, nodes_of
+from dynorm_onnx.graph.protos import graphs_in, graphs_of, nodes_of, spelled, tensors_of
 
 MOST_NODES = 1_000_000
 """Of a model whose functions are written out."""
@@ -35,7 +35,7 @@ def refuse_damaged(proto: onnx.ModelProto, path: str | os.PathLike[str]) -> None
     """
     if any(isinstance(text, bytes) for text in _texts(proto)):  # what protobuf makes of text that is none
         raise ModelError(f"{path}: is not a valid ONNX model: a name in it is no UTF-8 text")
-    problem = next((said for tensor in _tensors(proto) if (said := _wrong_with(tensor)) is not None), None)
+    problem = next((said for tensor in tensors_of(proto) if (said := _wrong_with(tensor)) is not None), None)
     problem = problem or next((said for node in nodes_of(proto) if (said := _wrong_with_attributes(node))), None)
     problem = problem or _wrong_with_functions(proto)
     if problem is not None:
@@ -55,16 +55,6 @@ def _texts(proto: onnx.ModelProto) -> Iterator[str | bytes]:
     for node in nodes_of(proto):
         yield from (node.op_type, node.domain, node.name, *node.input, *node.output)
         yield from (attribute.name for attribute in node.attribute)
-
-
-def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    for graph in graphs_of(proto):
-        yield from graph.initializer
-    for node in nodes_of(proto):
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors
 
 
 def _wrong_with(tensor: onnx.TensorProto) -> str | None:
@@ -101,7 +91,7 @@ def _wrong_with_attributes(node: onnx.NodeProto) -> str | None:
     """A type is required of every attribute since version 2 of the format, of the year 2017."""
     for attribute in node.attribute:
         if not attribute.name or attribute.type == onnx.AttributeProto.UNDEFINED:
-            return f"an attribute of {node.op_type} {node.name!r} has no name or no type"
+            return f"an attribute of {spelled(node)} has no name or no type"
     return None
 
 

@@ -217,7 +217,7 @@ def _of_product(x: ir.Value | None, weight: ir.Value | None, axis: int, of: Boun
 def _of_layer(node: ir.Node, of: Bound) -> float:
     x, weight = node.inputs[:2]
     bias = node.inputs[2] if len(node.inputs) > 2 else None
-    added = 0.0 if bias is None else of(bias)
+    added = _if_any(bias, of)
     if node.op_type == "Gemm":
         alpha, beta = (
             node.attributes[name].as_float() if name in node.attributes else 1.0 for name in ("alpha", "beta")

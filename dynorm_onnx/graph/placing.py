@@ -13,13 +13,12 @@ import pathlib
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator
-from typing import Any
 
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from dynorm_onnx.graph.data_in_file import read_without_data
-from dynorm_onnx.graph.protos import graphs_of, nodes_of
+from dynorm_onnx.graph.protos import tensors_of
 
 
 def data_files(target: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
@@ -121,8 +120,5 @@ def _call_weights(model: pathlib.Path, old: str, new: str) -> None:
     model.write_bytes(proto.SerializeToString())
 
 
-def _external(proto: onnx.ModelProto) -> Iterator[Any]:
-    tensors = [tensor for graph in graphs_of(proto) for tensor in graph.initializer]
-    for node in nodes_of(proto):
-        tensors += [attribute.t for attribute in node.attribute if attribute.HasField("t")]
-    return (tensor for tensor in tensors if tensor.data_location == onnx.TensorProto.EXTERNAL)
+def _external(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    return (tensor for tensor in tensors_of(proto) if tensor.data_location == onnx.TensorProto.EXTERNAL)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 import onnx
 
 from dynorm_onnx.errors import ModelError
+from dynorm_onnx.graph.protos import bodies_in, spelled
 
 
 def refuse_ambiguous(proto: onnx.ModelProto, path: str | os.PathLike[str]) -> None:
@@ -40,7 +41,7 @@ def _problems(
 ) -> Iterator[str]:
     """What is wrong with the names of one graph, of which `start` is there before any node; then with its bodies'."""
     makers = dict[str, str]()
-    for name, maker in (*start, *((name, _spelled(node)) for node in nodes for name in node.output if name)):
+    for name, maker in (*start, *((name, spelled(node)) for node in nodes for name in node.output if name)):
         if name in makers:
             yield f"{name!r} is given twice{where}, by {makers[name]} and by {maker}"
         makers[name] = maker
@@ -48,12 +49,12 @@ def _problems(
     for node in nodes:
         for name in node.input:
             if name and name not in known:
-                yield f"{name!r} is read{where} by {_spelled(node)}, and nothing gives it"
+                yield f"{name!r} is read{where} by {spelled(node)}, and nothing gives it"
     yield from (f"{name!r} is an output{where}, and nothing gives it" for name in outputs if name not in known)
     for node in nodes:
         for attribute in node.attribute:
-            for body in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                yield from _problems_of_graph(body, f" in the {attribute.name} of {_spelled(node)}", known)
+            for body in bodies_in(attribute):
+                yield from _problems_of_graph(body, f" in the {attribute.name} of {spelled(node)}", known)
 
 
 def _given_from_the_start(graph: onnx.GraphProto) -> Iterator[tuple[str, str]]:
@@ -66,7 +67,3 @@ def _given_from_the_start(graph: onnx.GraphProto) -> Iterator[tuple[str, str]]:
         if not is_default and seen.get(tensor.name) != tensor:
             yield tensor.name, "an initializer"
         seen[tensor.name] = tensor
-
-
-def _spelled(node: onnx.NodeProto) -> str:
-    return f"{node.op_type} {node.name!r}" if node.name else f"an unnamed {node.op_type}"

@@ -11,9 +11,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import onnx
@@ -47,14 +48,15 @@ def make_variants(
     rewrite it or changed its outputs on `feeds`; time_model() chooses the better of it and `original`.
     `converted-kernels` is missing where no library serves the provider, or no node is one of its operators.
     """
-    sessions = {ORIGINAL: make_session(original, provider=provider, kernels=False, threads=threads, spinning=True)}
+    timed = functools.partial(make_session, provider=provider, threads=threads, spinning=True)
+    sessions = {ORIGINAL: timed(original, kernels=False)}
     if fused is not None:
-        sessions[FUSED] = make_session(fused, provider=provider, kernels=False, threads=threads, spinning=True)
-    elif (made := _fused_session(original, sessions[ORIGINAL], feeds, provider, threads)) is not None:
+        sessions[FUSED] = timed(fused, kernels=False)
+    elif (made := _fused_session(original, sessions[ORIGINAL], feeds, timed)) is not None:
         sessions[FUSED] = made
-    sessions[CONVERTED] = make_session(converted, provider=provider, kernels=False, threads=threads, spinning=True)
+    sessions[CONVERTED] = timed(converted, kernels=False)
     if has_kernels(provider) and _has_replacements(converted):
-        sessions[KERNELS] = make_session(converted, provider=provider, kernels=True, threads=threads, spinning=True)
+        sessions[KERNELS] = timed(converted, kernels=True)
     return sessions
 
 
@@ -98,10 +100,10 @@ def _has_replacements(model: Model) -> bool:
     return count_replacements(model if isinstance(model, ir.Model) else load(model)) > 0
 
 
-def _fused_session(original: Model, plain: Any, feeds: Feeds, provider: Provider, threads: int | None) -> Any | None:
+def _fused_session(original: Model, plain: Any, feeds: Feeds, timed: Callable[..., Any]) -> Any | None:
     """A session of the original after optimize_for_ort; None where that fails or changes the outputs."""
     try:
-        made = make_session(fuse_for_ort(original), provider=provider, kernels=False, threads=threads, spinning=True)
+        made = timed(fuse_for_ort(original), kernels=False)
         return made if same_outputs(plain, made, feeds) else None
     except DynormError as failure:
         log.info("the original could not be fused: %s", failure)

@@ -73,7 +73,8 @@ def numpy_type(number: int) -> np.dtype | None:
 
 def _cast(node: ir.Node, inputs: Sequence[Array | None]) -> Array | None:
     (x,) = inputs
-    return None if x is None else x.astype(ir.DataType(integer(node, "to", 1)).numpy())
+    kind = numpy_type(integer(node, "to", 1))
+    return None if x is None or kind is None else x.astype(kind)
 
 
 def _constant_of_shape(node: ir.Node, inputs: Sequence[Array | None]) -> Array | None:
