@@ -2,8 +2,9 @@
 
     python -m tests.fuzz.run --seconds 3600 --keep FOLDER
 
-Starts from a small model of every spelling of a norm and from the shipped one. Ends with 1 if a file made the tool
-crash, hang or print a traceback; such files are kept in FOLDER, with what was written to stderr.
+Starts from small models of every spelling of a norm, in bodies, quantised and beside attention, and from the shipped
+one. Ends with 1 if a file made the tool crash, hang or print a traceback; such files are kept in FOLDER, with what was
+written to stderr.
 """
 
 from __future__ import annotations
@@ -20,20 +21,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from tests.builders import layer_forms, one_node_forms, rms_forms
 from tests.fuzz.mutations import mutate, mutate_bytes
+from tests.fuzz.seeds import seeds
 from tests.fuzz.trial import Outcome, convert
-from tests.shipped import MODEL
 
 OPTIONS = ("--data", "random", "--samples", "4", "--max-length", "8", "--no-time", "--quiet")
 METHODS = (("--method", "fit"), ("--method", "reconstruct"), ("--to", "rmsnorm"), ("--dry-run",), ("--inline",))
-
-
-def seeds() -> list[onnx.ModelProto]:
-    """What is damaged."""
-    forms = [*rms_forms.FORMS, *layer_forms.FORMS, *one_node_forms.FORMS]
-    usable = (form for form in forms if "float32" in form.dtypes and not form.reference_only)
-    return [onnx.load(MODEL), *(form.build("float32", max(form.opsets("float32"))).model for form in usable)]
 
 
 def trials(models: Sequence[onnx.ModelProto], seed: int, folder: Path) -> Iterator[tuple[str, Path, Outcome]]:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.fuzz.run import seeds, trials
+from tests.fuzz.run import trials
+from tests.fuzz.seeds import seeds
 from tests.fuzz.trial import Outcome
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are copied: not on Windows")

@@ -96,6 +96,24 @@ def test_a_node_without_outputs_is_named(op_type: str) -> None:
         found_in(proto)
 
 
+@pytest.mark.parametrize(("node", "said"), [
+    ("LayerNormalization <epsilon: string = \"small\"> (x, w)", "'epsilon' of .* type STRING; .* wants FLOAT"),
+    ("LayerNormalization <axis = 1.5> (x, w)", "'axis' of .* has type FLOAT; its operator wants INT"),
+    ("ReduceMean <keepdims = [1, 0]> (x)", "'keepdims' of .* has type INTS; its operator wants INT"),
+    ("ReduceMean (x, w)", "'axes' of .* is of type FLOAT; its operator wants integers"),
+    ("Concat (x, x)", "lacks the attribute 'axis'"),
+    ("com.microsoft.SkipLayerNormalization <epsilon = 1> (x, x, w)", "'epsilon' of .* type INT; .* wants FLOAT"),
+    ("com.microsoft.MultiHeadAttention (x, x, x)", "lacks the attribute 'num_heads'"),
+    ("com.microsoft.MatMulNBits <K = 8, N = 8> (x, w, w)", "lacks the attribute 'block_size'"),
+])  # fmt: skip
+def test_an_attribute_or_input_of_another_type_is_named(node: str, said: str) -> None:
+    text = f"g (float[n,4,8] x) => (float[n,4,8] y) {{ y = {node} }}"
+    proto = model(text, {"w": VECTOR}, opset=23)
+    proto.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    with pytest.raises(ModelError, match=said):
+        found_in(proto)
+
+
 def test_a_malformed_node_in_a_body_or_a_function_is_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     function = helper.make_function(
         "own", "Norm", ["a"], ["b"], [helper.make_node("ReduceMean", [], ["b"], name="bad")],
