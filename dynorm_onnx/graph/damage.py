@@ -21,6 +21,7 @@ MOST_NODES = 1_000_000
 
 _FIELDS = ("float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data")
 _LARGEST_FILE = 1 << 62
+_GRAPHS = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
 
 _Key = tuple[str, str, str]
 """Domain, name and overload of a function."""
@@ -88,8 +89,11 @@ def _wrong_with(tensor: onnx.TensorProto) -> str | None:
 
 
 def _wrong_with_attributes(node: onnx.NodeProto) -> str | None:
-    """A type is required of every attribute since version 2 of the format, of the year 2017."""
+    """A type is required of every attribute since version 2 of the format, of the year 2017; and what walks through
+    bodies does not follow those that a function's caller gives."""
     for attribute in node.attribute:
+        if attribute.ref_attr_name and attribute.type in _GRAPHS:
+            return f"the attribute {attribute.name!r} of {spelled(node)} is a graph, and left to the function's caller"
         if not attribute.name or attribute.type == onnx.AttributeProto.UNDEFINED:
             return f"an attribute of {spelled(node)} has no name or no type"
     return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import onnx_ir as ir
 
 from dynorm_onnx.graph import proof
@@ -51,7 +53,27 @@ def _search(model: ir.Model, index: GraphIndex, run: proof.Run | None) -> list[F
     prover = proof.Prover(index, run)
     batch = _proved(prover, batchnorm.find(index))
     taken = {node for finding in batch if isinstance(finding, NormSite) for node in finding.nodes}
-    return [*single, *batch, *_proved(prover, decomposed.find(index, taken)), *leave.find(index)]
+    found = [*single, *batch, *_proved(prover, decomposed.find(index, taken))]
+    return [*_apart(index, found), *leave.find(index)]
+
+
+def _apart(index: GraphIndex, findings: list[Finding]) -> list[Finding]:
+    """Before: x of a norm lies within another one, for finders look through Casts, and the last Cast of a norm in
+    float16 is both its own and, to them, the first one of a norm in float32 that follows. After: x is the other's y,
+    and no node belongs to two norms."""
+    sites = [finding for finding in findings if isinstance(finding, NormSite)]
+    ends: dict[ir.Value, NormSite] = {}
+    for site in sites:
+        values = [value for node in site.nodes for value in node.outputs if value is not site.y]
+        ends |= {value: site for value in values if not index.used_outside(value, set(site.nodes))}
+    apart: list[Finding] = []
+    for finding in findings:
+        other = ends.get(finding.x) if isinstance(finding, NormSite) and finding.x is not None else None
+        if isinstance(finding, NormSite) and other is not None and other is not finding and other.y is not None:
+            own = tuple(node for node in finding.nodes if node not in other.nodes)
+            finding = dataclasses.replace(finding, x=other.y, nodes=own)
+        apart.append(finding)
+    return apart
 
 
 def _proved(prover: proof.Prover, findings: list[Finding]) -> list[Finding]:

@@ -82,6 +82,16 @@ def test_attributes_without_name_or_type(attribute: onnx.AttributeProto) -> None
         refuse_damaged(model, "model.onnx")
 
 
+def test_a_graph_that_a_caller_gives() -> None:
+    node = helper.make_node("If", ["c"], ["y"], name="n")
+    for kind in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS):
+        node.ClearField("attribute")
+        node.attribute.append(onnx.AttributeProto(name="then_branch", type=kind, ref_attr_name="then"))
+        model = onnx.ModelProto(functions=[helper.make_function("d", "F", ["c"], ["y"], [node], [])])
+        with pytest.raises(ModelError, match="'then_branch' of If 'n' is a graph, and left to the function's caller"):
+            refuse_damaged(model, "model.onnx")
+
+
 @pytest.mark.parametrize("key", ["offset", "length"])
 @pytest.mark.parametrize("value", ["-5", "abc", "1e3", "", "9" * 30])
 def test_places_that_are_no_numbers_of_bytes(key: str, value: str) -> None:
