@@ -1,0 +1,37 @@
+"""The same model, data and seed give the same bytes, on one processor and on all of them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.shipped import MODEL, TEXT
+
+OPTIONS = ("--samples", "6", "--max-length", "48", "--no-time", "--quiet")
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="processes are pinned: Linux only")
+
+
+def converted(output: Path, processors: set[int], *options: str) -> bytes:
+    command = [sys.executable, "-m", "dynorm_onnx.convert", str(MODEL), "-o", str(output), *OPTIONS, *options]
+    subprocess.run(
+        command, check=True, stdout=subprocess.DEVNULL, preexec_fn=lambda: os.sched_setaffinity(0, processors)
+    )
+    return output.read_bytes()
+
+
+@pytest.mark.parametrize("options", [
+    ("--method", "reconstruct", "--data", str(TEXT)),
+    ("--to", "derf", "--method", "fit", "--data", str(TEXT)),
+    ("--to", "rmsnorm", "--data", "random"),
+], ids=" ".join)  # fmt: skip
+def test_threads_change_no_byte(options: tuple[str, ...], tmp_path: Path) -> None:
+    everywhere = os.sched_getaffinity(0)
+    if len(everywhere) < 2:
+        pytest.skip("needs two processors")
+    one = converted(tmp_path / "one.onnx", {min(everywhere)}, *options)
+    assert converted(tmp_path / "all.onnx", everywhere, *options) == one
