@@ -118,7 +118,7 @@ class Report:
     inline: bool = False  # whether the file was written in standard operators, without functions
 
     def as_dict(self) -> dict[str, Any]:
-        """The JSON object that the README documents; only plain Python types, and null for what is no finite number."""
+        """The JSON object of docs/report.md; only plain Python types, and null for what is no finite number."""
         shown = {
             "model": str(self.model),
             "output": str(self.output) if self.output else None,
