@@ -11,7 +11,11 @@ from dynorm_onnx.functions.dyisru import DYISRU
 from dynorm_onnx.functions.dyt import DYT
 
 FUNCTIONS = (DYISRU, DYT, DERF)
+"""Every function that can replace a norm."""
+
 REGISTRY = {function.name: function for function in FUNCTIONS}
+"""The same by name: "dyisru", "dyt", "derf"."""
+
 OPERATORS = {function.node_type(form): (function, form) for function in FUNCTIONS for form in FORMS}
 """Every operator of the domain `dynorm` by its type."""
 

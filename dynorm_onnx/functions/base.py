@@ -13,7 +13,10 @@ from onnxscript import values
 from dynorm_onnx.functions.coupling import INPUTS, Coupling, applied
 
 DOMAIN = "dynorm"
+"""The domain of our operators in a file."""
+
 DOMAIN_VERSION = 1
+"""Its version, which a file imports."""
 
 # The part of a body that differs from function to function, for one opset and computing type, and for any x or for one
 # whose squares are finite.
@@ -48,6 +51,7 @@ class Form:
 
 
 FORMS = tuple(Form(skip, coupled) for coupled in (False, True) for skip in (False, True))
+"""The four forms of every function."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +84,7 @@ class Function:
         return self.node_type(Form(skip=True))
 
     def node_type(self, form: Form) -> str:
-        """The operator of one form: [Skip][Coupled]DyISRU."""
+        """The operator of one form: `[Skip][Coupled]DyISRU`."""
         return f"{'Skip' * form.skip}{'Coupled' * form.coupled}{self.op_type}"
 
     def input_names(self, form: Form) -> tuple[str, ...]:

@@ -50,9 +50,12 @@ def export(
 
     Args:
         model: any module that torch.export can trace. It is put into eval mode meanwhile and left as it was.
-        args, kwargs: example inputs; a single tensor may stand for a tuple of one.
+        args: example inputs; a single tensor may stand for a tuple of one.
+        kwargs: those of them that go by name.
         opset: of the standard operators, 18 or newer; None leaves it to torch.
-        dynamic_shapes, input_names, output_names: as torch.onnx.export takes them.
+        dynamic_shapes: as torch.onnx.export takes them.
+        input_names: the same.
+        output_names: the same.
         mappings: how modules of other classes become ours, see as_dynorm(); those that compute one of the
             three functions on a probe need none.
         options: further keyword arguments of torch.onnx.export, such as custom_translation_table.

@@ -47,7 +47,8 @@ class ElementwiseNorm(nn.Module):
         coupling: the channels that stay in the sum, k of them, if any. They add to the state coupled_channels, int64
             [k], and log_coupling, float32 [k], the logarithms of their strengths: those are trained as alpha and beta
             are, stay >= 0, and one of exactly 0, a logarithm of -inf, stays 0.
-        device, dtype: of weight and bias; the others are float32 on the same device.
+        device: of all of them.
+        dtype: of weight and bias; the others are float32.
     """
 
     function: ClassVar[Function]

@@ -91,7 +91,8 @@ def replace_norms(
             each). The replacements are then fitted norm by norm to the original's outputs, by the code that
             fits ONNX files. What is alive at a norm is held for all batches. Without data they get the papers'
             initial values, for training from scratch.
-        only, keep: which norms, by glob or "re:" expression over their paths.
+        only: which norms, by glob or "re:" expression over their paths; none named: all.
+        keep: which of them stay, in the same way.
         coupled: with data, how many channels of each norm may stay in its sum, chosen by what they tell of a token's
             length (functions/coupling.py); 0 for functions of single channels. None: 32 where tokens are massive
             (attention sinks), else 0, as `convert` does.

@@ -59,9 +59,9 @@ def convert_genai_folder(
         The report of the conversion.
 
     Raises:
-        ModelError: the folder is no GenAI folder, or its decoder is split over several models. UsageError: the output
-        is there already, or the folder names another custom-op library. What convert_model() raises. In all of these
-        cases nothing was written.
+        ModelError: the folder is no GenAI folder, or its decoder is split over several models.
+        UsageError: the output is there already, or the folder names another custom-op library.
+        DynormError: what convert_model() raises. In all of these cases nothing was written.
     """
     if knobs.get("dry_run"):
         raise UsageError(f"a dry run writes no folder: run it on the model in {folder}")

@@ -96,8 +96,9 @@ def write_ray_application(
         The serve.yaml.
 
     Raises:
-        ModelError: the model cannot be read or be served; the tensor is named. UsageError: a knob is out of range, a
-        library cannot be loaded, or the folder is there already; then nothing was written.
+        ModelError: the model cannot be read or be served; the tensor is named.
+        UsageError: a knob is out of range, a library cannot be loaded, or the folder is there already; then nothing was
+            written.
     """
     source, target = Path(model), Path(output)
     name = checked_name(name if name is not None else source.stem)

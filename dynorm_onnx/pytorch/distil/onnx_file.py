@@ -100,14 +100,22 @@ def distil_model(
     """Train a model whose norms are `dynorm` nodes towards its original.
 
     Args:
-        original, converted: not changed; the second is computed in float32 whatever its types. What linear
-            layers of both give is compared where values of both have the same name.
+        original: not changed.
+        converted: not changed, and computed in float32 whatever its types. What linear layers of both give is
+            compared where values of both have the same name.
         norms: of the original, those that were replaced. With train="all", the basis of a stream that they alone
             read is learned too.
         batches: feeds of both; a step takes about TOKENS_PER_STEP tokens of them.
         open_model: makes a session of ONNX Runtime, for the original where PyTorch is not the faster one.
         logits: the name of the output of logits, if there is one.
-        steps, learning_rate, train, checkpoint, seed, coupled, precision, progress: as distil() has them.
+        steps: batches to train on, as of distil(), as are those up to `precision`.
+        learning_rate: its peak.
+        train: "norms" or "all".
+        checkpoint: where an interrupted run goes on from.
+        seed: of the order of batches.
+        progress: called after every step.
+        coupled: how many coupled channels a function keeps at most.
+        precision: of the products.
         block_steps: how many steps every block is trained by itself before (blocks.py); not again where a checkpoint
             is there.
         block_progress: called after each block.

@@ -113,9 +113,9 @@ def distil(
         train: "norms", the parameters of the functions in the place of norms, or "all" weights, and with them the basis
             of every stream that replaced norms alone read, where that can be proven (find_module_streams); not with
             `order`, since a norm that is still there minds its basis.
-        learning_rate, norm_learning_rate: peak of a parameter's step relative to its root mean square;
-            the second for the functions' parameters, of which alpha and beta are trained by their logarithm
-            (default: two thirds of the first).
+        learning_rate: peak of a parameter's step relative to its root mean square.
+        norm_learning_rate: the same for the functions' parameters, of which alpha and beta are trained by their
+            logarithm; by default two thirds of the first.
         logits: the name of the output of logits, where there is one of that name; a model that returns a single
             tensor calls it "output".
         hidden: weight of the relative squared error of hidden values when training begins; it falls evenly to none.
