@@ -86,8 +86,8 @@ def _counted(places: Sequence[dict[str, str]], notes: dict[str, int]) -> str:
 
 
 def _marks(places: Sequence[dict[str, str]], notes: dict[str, int]) -> str:
-    """The notes with the reasons of places, each reason once."""
-    return " ".join(dict.fromkeys(_mark(place["reason"], notes) for place in places))
+    """The notes with the reasons of places, each reason once; commas, for `[1] [2]` would be a link in Markdown."""
+    return ", ".join(dict.fromkeys(_mark(place["reason"], notes) for place in places))
 
 
 def _mark(text: str, notes: dict[str, int]) -> str:
@@ -115,12 +115,12 @@ def _measure(done: Outcome) -> str:
 def _verdict(done: Outcome, notes: dict[str, int]) -> str:
     report = done.report or {}
     verdict = report.get("verdict")
-    marks = " ".join(_mark(warning, notes) for warning in report.get("warnings", ()))
+    marks = ", ".join(_mark(warning, notes) for warning in report.get("warnings", ()))
     if verdict is None:
         return marks
     if verdict["usable"]:
         return f"usable {marks}".strip()
-    return f"not usable {_mark('; '.join(verdict['reasons']), notes)} {marks}".strip()
+    return ", ".join(filter(None, (f"not usable {_mark('; '.join(verdict['reasons']), notes)}", marks)))
 
 
 def _not_run(outcomes: Sequence[FileOutcome]) -> str:
