@@ -4,6 +4,7 @@
 # make real-models: convert the ONNX files that published packages carry, and write what became of each to docs
 # make runtimes: other runtimes and tools on converted files, in an environment of their own (docs/runtimes.md)
 # make matrix every architecture by every exporter: the norms that are found, and what becomes of them
+# make docs   the documentation as a site in build/site; a dead link or anchor is an error
 # All make their environments in .venv from Python 3.11+ and a C++ compiler.
 
 PYTHON ?= python3
@@ -14,8 +15,9 @@ SERVING := $(VENV)/serving/bin/python
 RUNTIMES := $(VENV)/runtimes
 SMOLLM2 := $(VENV)/smollm2
 REAL_MODELS := $(VENV)/real_files
+DOCS := $(VENV)/docs
 
-.PHONY: demo test test-serving runtimes smollm2 real-models matrix lint clean
+.PHONY: demo test test-serving runtimes smollm2 real-models matrix docs lint clean
 
 $(VENV)/.demo: pyproject.toml constraints.txt $(wildcard CMakeLists.txt custom_ops/*)
 	$(PYTHON) -m venv $(VENV)
@@ -94,6 +96,17 @@ real-models: $(VENV)/.test
 
 matrix: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 -m zoo tests/zoo
+
+# Only what makes the site: the package's sources are read, not imported. ruff sets the signatures.
+$(VENV)/.docs: constraints.txt
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet --upgrade pip
+	$(DOCS)/bin/python -m pip install --quiet -c constraints.txt mkdocs mkdocs-material "mkdocstrings[python]" \
+	    mkdocs-include-markdown-plugin ruff
+	touch $@
+
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) build tests/runtimes/node_modules
