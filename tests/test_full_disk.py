@@ -12,7 +12,8 @@ import pytest
 from tests.shipped import MODEL
 
 resource = pytest.importorskip("resource", reason="limits of a process are POSIX only")
-COMMAND = (sys.executable, "-m", "dynorm_onnx.convert", str(MODEL), "--to", "rmsnorm", "--no-validate", "--no-time", "-q")
+OPTIONS = ("--to", "rmsnorm", "--no-validate", "--no-time", "-q")
+COMMAND = (sys.executable, "-m", "dynorm_onnx.convert", str(MODEL), *OPTIONS)
 ROOM = 1 << 20
 """Bytes that a file may have: less than the model has."""
 
