@@ -16,12 +16,13 @@ import pytest
 from dynorm_onnx import custom_ops
 from dynorm_onnx.calibration.data.missing import complete
 from dynorm_onnx.calibration.data.signature import signature
-from dynorm_onnx.errors import ModelError, UsageError
+from dynorm_onnx.errors import DataError, ModelError, UsageError
 from dynorm_onnx.graph import model_io
 from dynorm_onnx.runtime.arrays import run
 from dynorm_onnx.runtime.session import make_session
 from dynorm_onnx.serving.genai import convert_genai_folder
 from dynorm_onnx.serving.speed import generate, measure_speed
+from tests.serving.greedy import Decoder
 from tests.shipped import FOLDER, MODEL, TEXT
 from tests.tolerances import relative_error
 
@@ -66,17 +67,7 @@ def without_library(original: Path) -> Path:
 
 def looped(model: Path, *, kernels: bool | None, count: int = COUNT) -> list[int]:
     """Greedy generation by running a session once for each token, with its cache."""
-    what = signature(model_io.load(model))
-    session = make_session(model, kernels=kernels, threads=1)
-    rng = np.random.default_rng(0)
-    feeds = {"input_ids": np.frombuffer(PROMPT, np.uint8).astype(np.int64)[None]}
-    tokens: list[int] = []
-    while len(tokens) < count:
-        outputs = run(session, complete(feeds, what, rng))
-        tokens.append(int(outputs["logits"][0, -1].argmax()))
-        feeds = {past: outputs[present] for past, present in what.presents.items()}
-        feeds["input_ids"] = np.array([[tokens[-1]]])
-    return tokens
+    return Decoder(model, kernels=kernels).continued(PROMPT, count)
 
 
 def test_the_folder_of_the_shipped_model_is_the_shipped_model(original: Path) -> None:
@@ -224,3 +215,33 @@ def test_speed_is_measured_in_turn(original: Path, with_library: Path) -> None:
         assert 0 < row.per_second_p10 <= row.per_second <= row.per_second_p90 and row.prompt_ms > 0
     with pytest.raises(ModelError, match="onnxruntime-genai cannot load"):
         measure_speed([original.parent], "x")
+
+
+@needs_genai
+@pytest.mark.parametrize(
+    ("prompt", "count", "error", "said"),
+    [
+        ([], 4, DataError, "the prompt is empty"),
+        ([65, 256], 4, DataError, r"256 in the prompt is no token: they lie in 0\.\.255"),
+        ([65, -1], 4, DataError, "-1 in the prompt is no token"),
+        ([65, 66.5], 4, DataError, "66.5 in the prompt is no token"),
+        ([65] * 2040, 9, DataError, "a prompt of 2040 tokens and 9 more are longer than its context, 2048"),
+        ([65], 0, UsageError, "tokens to generate must be at least 1, not 0"),
+    ],
+    ids=["empty", "beyond", "negative", "fraction", "long", "none"],
+)
+def test_prompts_that_make_no_sense_are_named(
+    with_library: Path, prompt: list[Any], count: int, error: type[Exception], said: str
+) -> None:
+    with pytest.raises(error, match=said):
+        generate(with_library, prompt, count)
+
+
+@needs_genai
+def test_what_genai_itself_raises_is_a_sentence(original: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(original, tmp_path / "claims"))
+    config = json.loads((folder / "genai_config.json").read_text())
+    config["model"]["vocab_size"] = 300  # and the decoder has logits for 256
+    (folder / "genai_config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=r"onnxruntime-genai cannot generate with .*claims: .*logits"):
+        generate(folder, PROMPT, 4)
