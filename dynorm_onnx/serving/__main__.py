@@ -175,6 +175,12 @@ def _add_triton(parser: argparse.ArgumentParser) -> None:
     add("--provider", choices=PROVIDERS, default="cpu", help="where instances run (%(default)s)")
     add("--instances", type=int, default=1, help="copies that answer side by side (%(default)s)")
     _add_batching(add)
+    add(
+        "--max-memory-mib",
+        type=int,
+        metavar="N",
+        help="refuse requests that want more, of each instance on the CPU; 0: none (default: what the host has free)",
+    )
     add("--threads", type=int, default=0, metavar="N", help="within an operator; 0: ONNX Runtime's choice")
     add(
         "--host-repository",
@@ -284,6 +290,13 @@ def _add_batching(add: Callable[..., Any]) -> None:
         help=f"default: {DEFAULT_BATCH} where all inputs and outputs share a named free first axis, else 0: no batches",
     )
     add("--max-delay-us", type=int, default=100, metavar="US", help="a request waits for others (%(default)s)")
+    add(
+        "--max-length",
+        type=int,
+        default=0,
+        metavar="N",
+        help="refuse requests with a longer free axis, samples aside; 0: none",
+    )
 
 
 def _add_no_library(parser: argparse.ArgumentParser) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ HEADER_LENGTH = "Inference-Header-Content-Length"
 VERSION = "1"  # of a model: there is one of each
 
 _BINARY_SIZE = "binary_data_size"
+_SHOWN = 200  # letters of what a client sent
 _DTYPES: dict[str, np.dtype] = {
     "BOOL": np.dtype(np.bool_),
     **{f"{kind}{bits}": np.dtype(f"{kind.lower()}{bits}") for kind in ("INT", "UINT") for bits in (8, 16, 32, 64)},
@@ -62,22 +63,22 @@ def read_request(body: bytes, header_length: str | None, signature: ServedSignat
 
     Raises DataError, naming the tensor, for what is no such request or does not fit the model.
     """
-    end = len(body) if header_length is None else int(header_length) if header_length.isdecimal() else -1
+    end = len(body) if header_length is None else _length(header_length)
     if not 0 <= end <= len(body):
-        raise DataError(f"{HEADER_LENGTH} is {header_length!r}, and the body has {len(body)} bytes")
+        raise DataError(f"{HEADER_LENGTH} is {_cut(repr(header_length))}, and the body has {len(body)} bytes")
     try:
         content = json.loads(body[:end])
-        inputs = [(str(each["name"]), each) for each in content["inputs"]]
+        inputs = [(str(each["name"]), each, dict(each.get("parameters") or {})) for each in content["inputs"]]
         asked = [(str(each["name"]), each.get("parameters") or {}) for each in content.get("outputs") or ()]
         by_default = bool((content.get("parameters") or {}).get("binary_data_output", False))
         wanted = {name: bool(parameters.get("binary_data", by_default)) for name, parameters in asked}
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise DataError(f"the body is no request of the Open Inference Protocol: {error!r}") from None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise DataError(f"the body is no request of the Open Inference Protocol: {_cut(repr(error))}") from None
     feeds = _read_tensors(inputs, memoryview(body)[end:], {tensor.name: tensor for tensor in signature.inputs})
     known = [tensor.name for tensor in signature.outputs]
     for name in wanted:
         if name not in known:
-            raise DataError(f"the model has no output {name!r}; it has {', '.join(known)}")
+            raise DataError(f"the model has no output {_cut(repr(name))}; it has {', '.join(known)}")
     identity = content.get("id")
     return InferenceRequest(
         None if identity is None else str(identity), feeds, wanted or dict.fromkeys(known, by_default)
@@ -94,6 +95,26 @@ def check_samples(request: InferenceRequest, most: int) -> None:
         raise DataError(f"the inputs have different numbers of samples: {counts}")
     if max(counts.values()) > most:
         raise DataError(f"{max(counts.values())} samples are more than max_batch_size, {most}")
+
+
+def check_lengths(request: InferenceRequest, signature: ServedSignature, most: int, *, batched: bool) -> None:
+    """Raises DataError, naming the input and its shape, where a free axis is longer than `most`; 0 is no bound.
+
+    The first axis of a batched model is its samples, which check_samples() bounds.
+    """
+    for tensor in signature.inputs if most else ():
+        shape = request.feeds[tensor.name].shape
+        sizes = zip(shape, tensor.shape, strict=True)
+        free = [size for axis, (size, given) in enumerate(sizes) if given == DYNAMIC and (axis or not batched)]
+        if max(free, default=0) > most:
+            raise DataError(
+                f"input {tensor.name!r} has the shape {list(shape)}, and no axis may be longer than max_length, {most}"
+            )
+
+
+def described(feeds: Mapping[str, np.ndarray]) -> str:
+    """The inputs of a request in few words, for errors that do not name them."""
+    return ", ".join(f"{name!r} {array.dtype} {list(array.shape)}" for name, array in feeds.items())
 
 
 def write_response(name: str, request: InferenceRequest, outputs: Mapping[str, np.ndarray]) -> tuple[bytes, int | None]:
@@ -120,19 +141,25 @@ def write_response(name: str, request: InferenceRequest, outputs: Mapping[str, n
 
 
 def _read_tensors(
-    inputs: list[tuple[str, dict[str, Any]]], binary: memoryview, known: Mapping[str, ServedTensor]
+    inputs: list[tuple[str, dict[str, Any], dict[str, Any]]], binary: memoryview, known: Mapping[str, ServedTensor]
 ) -> dict[str, np.ndarray]:
     feeds: dict[str, np.ndarray] = {}
-    for name, entry in inputs:
+    for name, entry, parameters in inputs:
         if name not in known:
-            raise DataError(f"the model has no input {name!r}; it has {', '.join(known)}")
-        size = (entry.get("parameters") or {}).get(_BINARY_SIZE)
+            raise DataError(f"the model has no input {_cut(repr(name))}; it has {', '.join(known)}")
+        if name in feeds:
+            raise DataError(f"the input {name!r} is given twice")
+        size = parameters.get(_BINARY_SIZE)
         raw = None
         if size is not None:
-            if not isinstance(size, int) or not 0 <= size <= len(binary):
-                raise DataError(f"input {name!r}: {_BINARY_SIZE} is {size!r}, and {len(binary)} bytes are left")
+            if not _is_size(size) or size > len(binary):
+                raise DataError(
+                    f"input {name!r}: {_BINARY_SIZE} is {_cut(repr(size))}, and {len(binary)} bytes are left"
+                )
             raw, binary = binary[:size], binary[size:]
         feeds[name] = _array(known[name], entry, raw)
+    if binary:
+        raise DataError(f"{len(binary)} bytes behind the JSON are of no input's {_BINARY_SIZE}")
     for name in known:
         if name not in feeds:
             raise DataError(f"the request lacks the input {name!r}")
@@ -142,20 +169,60 @@ def _read_tensors(
 def _array(tensor: ServedTensor, entry: dict[str, Any], raw: memoryview | None) -> np.ndarray:
     kind, shape = entry.get("datatype"), entry.get("shape")
     if kind != datatype(tensor):
-        raise DataError(f"input {tensor.name!r} is {kind}, and the model takes {datatype(tensor)}")
-    if not isinstance(shape, list) or not all(isinstance(size, int) and size >= 0 for size in shape):
-        raise DataError(f"input {tensor.name!r}: {shape!r} is no shape")
+        raise DataError(f"input {tensor.name!r} is {_cut(str(kind))}, and the model takes {datatype(tensor)}")
+    if not isinstance(shape, list) or not all(map(_is_size, shape)):
+        raise DataError(f"input {tensor.name!r}: {_cut(repr(shape))} is no shape")
     if tensor.shape == () and shape == [1]:  # as clients send it that have no scalars
         shape = []
     if len(shape) != len(tensor.shape) or any(
         wanted not in (size, DYNAMIC) for size, wanted in zip(shape, tensor.shape, strict=True)
     ):
-        raise DataError(f"input {tensor.name!r} has the shape {shape}, and the model takes {list(tensor.shape)}")
+        raise DataError(
+            f"input {tensor.name!r} has the shape {_cut(repr(shape))}, and the model takes {list(tensor.shape)}"
+        )
     try:
         dtype = _DTYPES[datatype(tensor)]
-        array = np.frombuffer(raw, dtype) if raw is not None else np.array(entry.get("data"), dtype)
+        array = np.frombuffer(raw, dtype) if raw is not None else _numbers(entry.get("data"), dtype)
     except (ValueError, TypeError, OverflowError) as error:
-        raise DataError(f"input {tensor.name!r}: its data is no array of {kind}: {error}") from None
+        raise DataError(f"input {tensor.name!r}: its data is no array of {kind}: {_cut(str(error))}") from None
     if array.size != math.prod(shape):
         raise DataError(f"input {tensor.name!r}: {array.size} values do not make the shape {shape}")
     return array.reshape(shape)  # the protocol's data may be nested or flat
+
+
+def _numbers(data: Any, dtype: np.dtype) -> np.ndarray:
+    """The array of JSON's data. NumPy by itself also reads text and null as numbers, and cuts what follows the point.
+
+    Raises ValueError, TypeError or OverflowError for what is no array of such numbers.
+    """
+    if not isinstance(data, list):
+        raise TypeError(f"{_cut(repr(data))} is no list")
+    fitting = {"b": (bool,), "f": (int, float)}.get(dtype.kind, (int,))
+    for each in _leaves(data):
+        if type(each) not in fitting:  # a bool is an int as well
+            raise TypeError(f"it holds {_cut(repr(each))}")
+    return np.array(data, dtype)
+
+
+def _leaves(data: list[Any]) -> Iterator[Any]:
+    rows = [data]
+    while rows:
+        for each in rows.pop():
+            if isinstance(each, list):
+                rows.append(each)
+            else:
+                yield each
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _length(header: str) -> int:
+    """The number of a header; -1 for what is none, or has more digits than any length."""
+    return int(header) if header.isascii() and header.isdecimal() and len(header) < 20 else -1
+
+
+def _cut(text: str) -> str:
+    """For an error: what came from a client may have any length."""
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

@@ -29,7 +29,9 @@ from dynorm_onnx.serving.open_inference import (
     HEADER_LENGTH,
     VERSION,
     InferenceRequest,
+    check_lengths,
     check_samples,
+    described,
     metadata,
     read_request,
     write_response,
@@ -54,6 +56,7 @@ class Settings:
     max_batch_size: int  # samples; 0: the model sees every request as it came
     max_delay_us: int  # microseconds that a request waits for others
     longest_run_s: float  # seconds; a replica whose run takes longer is replaced
+    max_length: int = 0  # the longest free axis of an input, samples aside, that is not refused; 0: any
 
 
 def application(args: dict[str, Any]) -> serve.Application:
@@ -81,14 +84,14 @@ class Model:
             custom_op_libraries=settings.custom_op_libraries,
         )
         self._outputs = [tensor.name for tensor in self._signature.outputs]
-        self._running_since: float | None = None
+        self._running_since: dict[object, float] = {}  # of the runs under way, each in a thread of its own
         self._joined.set_max_batch_size(max(1, settings.max_batch_size))
         self._joined.set_batch_wait_timeout_s(settings.max_delay_us / 1e6)
 
     async def check_health(self) -> None:
         """Called by Serve, which replaces a replica where this raises: one whose session hangs."""
-        since = self._running_since
-        if since is not None and time.monotonic() - since > self._settings.longest_run_s:
+        since = min(list(self._running_since.values()), default=time.monotonic())
+        if time.monotonic() - since > self._settings.longest_run_s:
             raise RuntimeError(f"a run has taken more than {self._settings.longest_run_s} s")
 
     async def __call__(self, request: Request) -> Response:
@@ -116,12 +119,15 @@ class Model:
             return _error(415, f"bodies in {request.headers['content-encoding']!r} are not read")
         try:
             asked = read_request(await request.body(), request.headers.get(HEADER_LENGTH), self._signature)
-            if self._settings.max_batch_size:
+            batched = self._settings.max_batch_size > 0
+            check_lengths(asked, self._signature, self._settings.max_length, batched=batched)
+            if batched:
                 check_samples(asked, self._settings.max_batch_size)
-            answer = await self._joined(asked) if self._settings.max_batch_size else (await self._alone([asked]))[0]
+            answer = await self._joined(asked) if batched else (await self._alone([asked]))[0]
             if isinstance(answer, Exception):
                 # what the client cannot mend by another request is the server's fault
-                return _error(400 if type(answer).__name__ == "InvalidArgument" else 500, first_line(answer))
+                status = 400 if type(answer).__name__ == "InvalidArgument" else 500
+                return _error(status, f"{first_line(answer)} (of {described(asked.feeds)})")
             body, head = write_response(self._settings.name, asked, dict(zip(self._outputs, answer, strict=True)))
         except DataError as error:
             return _error(400, str(error))
@@ -166,11 +172,16 @@ class Model:
 
     async def _run(self, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
         """One run, in a thread of its own: Serve's health checks are answered meanwhile."""
-        self._running_since = time.monotonic()
+        return await asyncio.to_thread(self._timed_run, feeds)
+
+    def _timed_run(self, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+        """In the thread: where the client has gone nobody awaits the run, but it goes on."""
+        run = object()
+        self._running_since[run] = time.monotonic()
         try:
-            return await asyncio.to_thread(self._session.run, self._outputs, feeds)
+            return self._session.run(self._outputs, feeds)
         finally:
-            self._running_since = None
+            del self._running_since[run]
 
 
 def _error(status: int, words: str) -> Response:

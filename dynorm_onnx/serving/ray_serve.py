@@ -77,6 +77,7 @@ def write_ray_application(
     *,
     deployment: RayDeployment | None = None,
     max_batch_size: int | None = None,
+    max_length: int = 0,
     host_folder: str | None = None,
     custom_op_library: Sequence[str | os.PathLike[str]] = (),
 ) -> Path:
@@ -89,6 +90,7 @@ def write_ray_application(
         deployment: the replicas; None takes the defaults.
         max_batch_size: samples in one batch; None: 8 where the first axis of all inputs and outputs is one and the
             same named free size, and 0, no batching, elsewhere.
+        max_length: the longest free axis of an input, the samples of a batch aside, that is not refused; 0: any.
         host_folder: where OUTPUT is on every node of the cluster; None: where it is written.
         custom_op_library: files of libraries whose operators the model has; replicas register copies beside the model.
 
@@ -109,8 +111,10 @@ def write_ray_application(
     signature = served_signature(loaded)
     _check_types(signature)
     size = batch_size(signature, max_batch_size)
+    if max_length < 0:
+        raise UsageError(f"--max-length must be at least 0, not {max_length}")
     libraries = libraries_by_name(custom_op_library, (_MODEL, CONFIG))
-    config = _config(name, PurePosixPath(folder), list(libraries), deployment or RayDeployment(), size)
+    config = _config(name, PurePosixPath(folder), list(libraries), deployment or RayDeployment(), size, max_length)
     with new_folder(target) as working:
         put_model(loaded, source, working / _MODEL)
         for file, library in libraries.items():
@@ -126,14 +130,19 @@ def _check_types(signature: ServedSignature) -> None:
 
 
 def _config(
-    name: str, folder: PurePosixPath, libraries: Sequence[str], deployment: RayDeployment, max_batch: int
+    name: str,
+    folder: PurePosixPath,
+    libraries: Sequence[str],
+    deployment: RayDeployment,
+    max_batch: int,
+    max_length: int,
 ) -> dict[str, Any]:
     address, port = deployment.listen
     application = {
         "name": name,
         "route_prefix": "/",
         "import_path": IMPORT_PATH,
-        "args": _arguments(name, folder, libraries, deployment, max_batch),
+        "args": _arguments(name, folder, libraries, deployment, max_batch, max_length),
         "deployments": [_replicas(deployment, max_batch)],
     }
     return {
@@ -144,7 +153,12 @@ def _config(
 
 
 def _arguments(
-    name: str, folder: PurePosixPath, libraries: Sequence[str], deployment: RayDeployment, max_batch: int
+    name: str,
+    folder: PurePosixPath,
+    libraries: Sequence[str],
+    deployment: RayDeployment,
+    max_batch: int,
+    max_length: int,
 ) -> dict[str, Any]:
     """The fields of ray_app.Settings."""
     threads = deployment.threads if deployment.threads is not None else max(1, int(deployment.cpus))
@@ -158,6 +172,7 @@ def _arguments(
         "max_batch_size": max_batch,
         "max_delay_us": deployment.max_delay_us,
         "longest_run_s": _LONGEST_RUN_S,
+        "max_length": max_length,
     }
 
 

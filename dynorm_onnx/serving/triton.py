@@ -51,6 +51,8 @@ def write_triton_model(
     instances: int = 1,
     max_batch_size: int | None = None,
     max_delay_us: int = 100,
+    max_length: int = 0,
+    max_memory_mib: int | None = None,
     threads: int = 0,
     library: bool = True,
     custom_op_library: Sequence[str | os.PathLike[str]] = (),
@@ -68,6 +70,9 @@ def write_triton_model(
         max_batch_size: requests' samples in one batch; None: 8 where the first axis of all inputs and outputs is one
             and the same named free size, and 0, no batching, elsewhere.
         max_delay_us: microseconds that a request waits for others to share a batch with.
+        max_length: the longest free axis of an input, the samples aside, that is not refused; 0: any. "python" only.
+        max_memory_mib: what the requests of each instance on the CPU may take, beyond which they are refused; 0: no
+            bound; None: an equal share of what the host has free when the model is open. "python" only.
         threads: within an operator, of each instance; 0 leaves the choice to ONNX Runtime.
         library: put the custom-op library beside a converted model and name it; without, the function bodies run.
         custom_op_library: files of other libraries whose operators the model has; they go along and are registered.
@@ -84,6 +89,7 @@ def write_triton_model(
     source = Path(model)
     name = checked_name(name if name is not None else source.stem)
     _check_knobs(backend, provider, instances, max_delay_us, threads)
+    _check_bounds(backend, provider, max_length, max_memory_mib)
     loaded = model_io.load(source)
     signature = served_signature(loaded)
     _check_backend(backend, signature)
@@ -100,7 +106,9 @@ def write_triton_model(
         instances=instances,
         max_delay_us=max_delay_us,
         libraries=_host_paths(host_repository, name, libraries) if backend == "onnxruntime" else (),
-        parameters=_parameters(backend, provider, threads, [file for file in libraries if file != LIBRARY_NAME]),
+        parameters=_parameters(
+            backend, provider, threads, [file for file in libraries if file != LIBRARY_NAME], max_length, max_memory_mib
+        ),
     )
     with new_folder(Path(repository) / name) as folder:
         version = folder / _VERSION
@@ -123,6 +131,17 @@ def _check_knobs(backend: str, provider: str, instances: int, max_delay_us: int,
             raise UsageError(f"{knob} must be at least {least}, not {number}")
     if threads < 0:
         raise UsageError(f"--threads must be at least 0, not {threads}")
+
+
+def _check_bounds(backend: str, provider: str, max_length: int, max_memory_mib: int | None) -> None:
+    """What bounds a request is our own program's: Triton has no word for it."""
+    for knob, number in (("--max-length", max_length), ("--max-memory-mib", max_memory_mib)):
+        if number is not None and number < 0:
+            raise UsageError(f"{knob} must be at least 0, not {number}")
+        if number and backend != "python":
+            raise UsageError(f"{knob} {number} needs --backend python: Triton's own backends have no such bound")
+    if max_memory_mib and provider != "cpu":
+        raise UsageError(f"--max-memory-mib {max_memory_mib} is of --provider cpu, not of {provider}")
 
 
 def _check_backend(backend: str, signature: ServedSignature) -> None:
@@ -159,8 +178,12 @@ def _host_paths(host_repository: str, name: str, libraries: Iterable[str]) -> tu
     return tuple(str(PurePosixPath(host_repository) / name / _VERSION / file) for file in files)
 
 
-def _parameters(backend: str, provider: str, threads: int, libraries: Sequence[str]) -> dict[str, str]:
+def _parameters(
+    backend: str, provider: str, threads: int, libraries: Sequence[str], max_length: int, max_memory_mib: int | None
+) -> dict[str, str]:
     if backend == "python":
         named = {"custom_op_libraries": json.dumps(libraries)} if libraries else {}
+        named |= {"max_length": str(max_length)} if max_length else {}
+        named |= {"max_memory_mib": str(max_memory_mib)} if max_memory_mib is not None else {}
         return {"provider": provider, "threads": str(threads), **named}
     return {"intra_op_thread_count": str(threads)} if threads else {}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from dynorm_onnx.errors import DataError
-from dynorm_onnx.serving.open_inference import check_samples, metadata, read_request, write_response
+from dynorm_onnx.serving.open_inference import check_lengths, check_samples, metadata, read_request, write_response
 from dynorm_onnx.serving.tensors import ServedSignature, ServedTensor
 
 NUMBERS = ["bool", *(f"{u}int{n}" for u in ("", "u") for n in (8, 16, 32, 64)), "float16", "float32", "float64"]
@@ -102,6 +102,15 @@ def test_metadata() -> None:
         (body({**GIVEN, "data": ["a", "b"]}), "input 'x': its data is no array of FP32"),
         (body({**GIVEN, "data": [[1, 2], [3]]}), "input 'x': its data is no array of FP32"),
         (body({**GIVEN, "parameters": {"binary_data_size": 8}}), "binary_data_size is 8, and 0 bytes are left"),
+        (body({**GIVEN, "parameters": {"binary_data_size": True}}), "binary_data_size is True, and 0 bytes are left"),
+        (body({**GIVEN, "parameters": [1]}), "the body is no request of the Open Inference Protocol"),
+        (b'{"inputs": ' + b"[" * 100_000, "the body is no request of the Open Inference Protocol"),
+        (body(GIVEN, GIVEN), "the input 'x' is given twice"),
+        (body({**GIVEN, "shape": [True, 2]}), r"input 'x': \[True, 2\] is no shape"),
+        (body({**GIVEN, "data": None}), "its data is no array of FP32: None is no list"),
+        (body({**GIVEN, "data": ["1", "2"]}), "its data is no array of FP32: it holds '1'"),
+        (body({**GIVEN, "data": [None, 2]}), "its data is no array of FP32: it holds None"),
+        (body({**GIVEN, "data": [[True], 2]}), "its data is no array of FP32: it holds True"),
     ],
 )
 def test_what_makes_no_sense_is_named(content: bytes, said: str) -> None:
@@ -109,10 +118,47 @@ def test_what_makes_no_sense_is_named(content: bytes, said: str) -> None:
         read_request(content, None, ONE)
 
 
+def test_integers_are_not_cut_from_fractions() -> None:
+    whole = ServedSignature((ServedTensor("x", "TYPE_INT64", (-1,), "N"),), ONE.outputs)
+    entry = {"name": "x", "datatype": "INT64", "shape": [2]}
+    assert read_request(body({**entry, "data": [2**63 - 1, -5]}), None, whole).feeds["x"].tolist() == [2**63 - 1, -5]
+    for data in ([1.5, 2], [2**63, 1]):
+        with pytest.raises(DataError, match="input 'x': its data is no array of INT64"):
+            read_request(body({**entry, "data": data}), None, whole)
+
+
+def test_bytes_that_are_of_no_input() -> None:
+    head = body({**GIVEN, "data": None, "parameters": {"binary_data_size": 8}})
+    with pytest.raises(DataError, match="4 bytes behind the JSON are of no input's binary_data_size"):
+        read_request(head + bytes(12), str(len(head)), ONE)
+
+
+def test_an_error_is_short_however_long_the_request_was() -> None:
+    for content in (body({**GIVEN, "name": "z" * 10**6}), body({**GIVEN, "shape": [-1] * 10**5})):
+        with pytest.raises(DataError) as caught:
+            read_request(content, None, ONE)
+        assert len(str(caught.value)) < 400
+
+
+def test_axes_that_are_too_long() -> None:
+    request = read_request(body({**GIVEN, "shape": [3, 2], "data": [1] * 6}), None, ONE)
+    check_lengths(request, ONE, 0, batched=False)
+    check_lengths(request, ONE, 1, batched=True)  # the free axis is the samples', and the other is fixed
+    with pytest.raises(
+        DataError, match=r"input 'x' has the shape \[3, 2\], and no axis may be longer than max_length, 2"
+    ):
+        check_lengths(request, ONE, 2, batched=False)
+
+
 @pytest.mark.parametrize("length", ["x", "-1", "9999"])
 def test_a_length_that_is_none(length: str) -> None:
     with pytest.raises(DataError, match=f"Inference-Header-Content-Length is '{length}', and the body has"):
         read_request(body(GIVEN), length, ONE)
+
+
+def test_a_length_of_thousands_of_digits() -> None:
+    with pytest.raises(DataError, match="Inference-Header-Content-Length is '999"):
+        read_request(body(GIVEN), "9" * 5000, ONE)
 
 
 def test_json_cannot_say_what_is_not_finite() -> None:

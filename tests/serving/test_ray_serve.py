@@ -47,10 +47,10 @@ def test_arguments_are_those_of_the_application(tmp_path: Path) -> None:
     pytest.importorskip("ray.serve", reason="pip install 'dynorm-onnx[ray]'")
     from dynorm_onnx.serving.ray_app import Settings
 
-    config = write_ray_application(MODEL, tmp_path / "app", host_folder="/srv/lm", max_batch_size=3)
+    config = write_ray_application(MODEL, tmp_path / "app", host_folder="/srv/lm", max_batch_size=3, max_length=99)
     settings = Settings(**read(config)["applications"][0]["args"])
     assert (settings.model, settings.name, settings.max_batch_size) == ("/srv/lm/model.onnx", "byte_llama", 3)
-    assert (settings.provider, settings.threads, settings.library) == ("cpu", 1, True)
+    assert (settings.provider, settings.threads, settings.library, settings.max_length) == ("cpu", 1, True, 99)
 
 
 def test_nothing_is_written_over(tmp_path: Path) -> None:
@@ -75,6 +75,11 @@ def test_nothing_is_written_over(tmp_path: Path) -> None:
 def test_knobs_are_checked(knobs: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         RayDeployment(**knobs)
+
+
+def test_a_longest_axis_that_makes_no_sense(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--max-length must be at least 0, not -1"):
+        write_ray_application(MODEL, tmp_path / "app", max_length=-1)
 
 
 def test_a_folder_on_the_nodes_is_absolute(tmp_path: Path) -> None:

@@ -218,6 +218,13 @@ def test_nothing_is_written_over_and_nothing_half(tmp_path: Path) -> None:
         ({"max_batch_size": -1}, "--max-batch-size must be at least 0, not -1"),
         ({"max_delay_us": -1}, "--max-delay-us must be at least 0, not -1"),
         ({"threads": -2}, "--threads must be at least 0, not -2"),
+        ({"max_length": -1, "backend": "python"}, "--max-length must be at least 0, not -1"),
+        ({"max_length": 9}, "--max-length 9 needs --backend python: Triton's own"),
+        ({"max_memory_mib": 9}, "--max-memory-mib 9 needs --backend python: Triton's own"),
+        (
+            {"max_memory_mib": 9, "backend": "python", "provider": "cuda"},
+            "--max-memory-mib 9 is of --provider cpu, not of cuda",
+        ),
     ],
 )
 def test_knobs_are_checked(tmp_path: Path, knobs: dict[str, Any], message: str) -> None:

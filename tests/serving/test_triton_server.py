@@ -49,6 +49,13 @@ scalars (double scale, double[N] x) => (double total, double[N] y) {
 """
 
 
+SUMS = """
+<ir_version: 10, opset_import: ["" : 21]>
+sums (float[N, 2] x) => (float[M, 2] y) { axes = Constant<value_ints = [0]>()  y = ReduceSum(x, axes) }
+"""
+LONGEST = 32  # of "bounded"
+
+
 @pytest.fixture(scope="module")
 def served(converted: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[server.Server]:
     folder = tmp_path_factory.mktemp("triton")
@@ -57,9 +64,20 @@ def served(converted: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     # long enough that requests do meet in a batch
     write_triton_model(converted, repository, "converted", backend="python", threads=1, max_delay_us=20_000)
     write_triton_model(converted, repository, "bodies", backend="python", threads=1, library=False)
-    for name, text in (("types", TYPES), ("scalars", SCALARS)):
+    write_triton_model(
+        converted,
+        repository,
+        "bounded",
+        backend="python",
+        threads=1,
+        max_delay_us=50_000,
+        max_length=LONGEST,
+    )
+    write_triton_model(converted, repository, "poor", backend="python", threads=1, max_memory_mib=256)
+    for name, text in (("types", TYPES), ("scalars", SCALARS), ("sums", SUMS)):
         onnx.save(parser.parse_model(text), folder / f"{name}.onnx")
-        write_triton_model(folder / f"{name}.onnx", repository, backend="python")
+        batch = {"max_batch_size": 4, "max_delay_us": 50_000} if name == "sums" else {}
+        write_triton_model(folder / f"{name}.onnx", repository, backend="python", **batch)
     program = write_triton_model(converted, repository, "alone", backend="python", threads=1) / "1" / "model.py"
     program.write_text(f"import sys\nsys.modules['dynorm_onnx'] = None\n{program.read_text()}".replace(FUTURE, ""))
     with server.serving(repository, folder) as running:
@@ -100,7 +118,8 @@ def infer(protocol: ModuleType, client: Any, model: str, feeds: dict[str, np.nda
 
 def test_sessions_are_ours_where_we_can_be_imported(served: server.Server) -> None:
     opened = re.findall(r"models/(\w+)/1/model.onnx: opened by (dynorm_onnx|plain)", served.log.read_text())
-    ours = dict.fromkeys(("original", "converted", "bodies", "types", "scalars"), "dynorm_onnx")
+    names = ("original", "converted", "bodies", "bounded", "poor", "types", "scalars", "sums")
+    ours = dict.fromkeys(names, "dynorm_onnx")
     assert dict(opened) == ours | {"alone": "plain"}
 
 
@@ -178,6 +197,60 @@ def test_a_request_that_the_model_refuses_spoils_no_other(served: server.Server,
         ask(protocol, served, "original", {"input_ids": np.full((1, 4), 99_999)})
     answer = ask(protocol, served, "original", {"input_ids": np.full((1, 4), 65)})
     assert answer.as_numpy("logits").shape == (1, 4, 256)
+
+
+def test_one_bad_request_of_a_batch_spoils_no_other(
+    served: server.Server, converted: Path, protocol: ModuleType
+) -> None:
+    from tritonclient.utils import InferenceServerException
+
+    rng = np.random.default_rng(3)
+    requests = [rng.integers(0, 256, (1, 12)) for _ in range(16)]
+    requests[3][0, 5] = 99_999
+    requests[9] = rng.integers(0, 256, (1, LONGEST + 1))
+
+    def answer(ids: np.ndarray) -> np.ndarray | str:
+        try:
+            return ask(protocol, served, "bounded", {"input_ids": ids}).as_numpy("logits")
+        except InferenceServerException as error:
+            return str(error)
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(answer, requests))
+    outside, long = answers[3], answers[9]
+    assert isinstance(outside, str) and "idx=99999" in outside and "'input_ids' int64 [1, 12]" in outside
+    assert isinstance(long, str) and f"has the shape [1, {LONGEST + 1}], and no axis may be longer" in long
+    local = session(converted, threads=1)
+    for number in set(range(16)) - {3, 9}:
+        assert not isinstance(answers[number], str), answers[number]
+        right = local.run(None, {"input_ids": requests[number]})[0]
+        assert relative_error(answers[number], right) <= BATCHED
+
+
+def test_what_there_is_no_memory_for_is_refused(served: server.Server, protocol: ModuleType) -> None:
+    """The scores of all heads for 6000 tokens are 0.7 GiB, and "poor" may take a third of that."""
+    from tritonclient.utils import InferenceServerException
+
+    bounds = [int(mebibytes) for mebibytes in re.findall(r"requests may take (\d+) MiB", served.log.read_text())]
+    assert bounds.count(256) == 1 and len(bounds) == 9  # all others may take what is free
+    with pytest.raises(InferenceServerException, match=r"(allocate memory|bad_alloc).*'input_ids' int64 \[1, 6000\]"):
+        ask(protocol, served, "poor", {"input_ids": np.full((1, 6000), 65)})
+    answer = ask(protocol, served, "poor", {"input_ids": np.full((1, 100), 65)})
+    assert answer.as_numpy("logits").shape == (1, 100, 256)
+
+
+def test_outputs_that_no_batch_can_be_told_from_are_computed_alone(served: server.Server, protocol: ModuleType) -> None:
+    rows = [np.full((1, 2), value, np.float32) for value in range(12)]
+    with ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(lambda x: ask(protocol, served, "sums", {"x": x}).as_numpy("y"), rows))
+    np.testing.assert_array_equal(answers, rows)
+
+
+def test_an_answer_leaves_no_word_in_the_log(served: server.Server, protocol: ModuleType) -> None:
+    before = served.log.stat().st_size
+    for _ in range(3):
+        ask(protocol, served, "original", {"input_ids": np.full((1, 4), 65)})
+    assert served.log.stat().st_size == before
 
 
 @pytest.mark.parametrize("kind", ["http", "grpc"])
