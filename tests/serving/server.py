@@ -36,6 +36,8 @@ class Server(NamedTuple):
     http: str
     grpc: str
     log: Path
+    process: int  # its id
+    shared: str  # how the names of its shared memory begin
 
 
 def _package() -> Path | None:
@@ -85,7 +87,7 @@ def serving(repository: Path, folder: Path, ports: tuple[int, int] | None = None
         process = subprocess.Popen(command, stdout=said, stderr=said, env=_environment(package))
     try:
         _wait_until_ready(process, f"http://127.0.0.1:{http}/v2/health/ready", log)
-        yield Server(f"127.0.0.1:{http}", f"127.0.0.1:{grpc}", log)
+        yield Server(f"127.0.0.1:{http}", f"127.0.0.1:{grpc}", log, process.pid, shared)
     finally:
         process.terminate()
         try:

@@ -19,12 +19,19 @@ from dynorm_onnx import session
 from dynorm_onnx.serving.load import measure_latency
 from dynorm_onnx.serving.ray_serve import RayDeployment, write_ray_application
 from tests.serving import ray_cluster
+from tests.serving.hammer import crew
+from tests.serving.hammer.http_cut import cut_kinds
+from tests.serving.hammer.http_good import good_kinds
+from tests.serving.hammer.http_malformed import malformed_kinds
+from tests.serving.hammer.known import KnownAnswers
+from tests.serving.hammer.tally import Tally
 from tests.tolerances import TOLERANCE, relative_error
 
 why_not = ray_cluster.missing()
 pytestmark = pytest.mark.skipif(why_not is not None, reason=str(why_not))
 
 BATCHED = 10 * TOLERANCE["float32"]  # a batch joined by the server sums in another order than a single request
+LONGEST = 64
 PATIENCE = 240  # seconds, for what takes a second or two on a free machine
 
 
@@ -36,7 +43,12 @@ def served(converted: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         address = free.getsockname()
     deployment = RayDeployment(replicas=(1, 2), queue_length=0.2, max_delay_us=5000, listen=address)
     config = write_ray_application(
-        converted, tmp_path_factory.mktemp("ray") / "app", "lm", deployment=deployment, max_batch_size=4
+        converted,
+        tmp_path_factory.mktemp("ray") / "app",
+        "lm",
+        deployment=deployment,
+        max_batch_size=4,
+        max_length=LONGEST,
     )
     quick = re.sub(r"(metrics_interval_s|upscale_delay_s): .*", r"\1: 0.5", config.read_text())
     quick = re.sub(r"(look_back_period_s|health_check_period_s): .*", r"\1: 1.0", quick)
@@ -97,9 +109,11 @@ def test_the_same_client_measures_it(served: tuple[ray_cluster.RayCluster, str])
     [
         (np.full((1, 4), 99_999), "out of data bounds"),
         (np.full((5, 4), 65), "5 samples are more than max_batch_size, 4"),
+        (np.full((1, 4), -257), r"out of data bounds.* \(of 'input_ids' int64 \[1, 4\]\)"),
         (np.full((4,), 65), "has the shape"),
+        (np.full((1, LONGEST + 1), 65), r"has the shape \[1, 65\], and no axis may be longer than max_length, 64"),
     ],
-    ids=["index", "samples", "rank"],
+    ids=["index", "samples", "below", "rank", "long"],
 )
 def test_refusals_are_sentences(served: tuple[ray_cluster.RayCluster, str], ids: np.ndarray, said: str) -> None:
     from tritonclient.utils import InferenceServerException
@@ -107,6 +121,18 @@ def test_refusals_are_sentences(served: tuple[ray_cluster.RayCluster, str], ids:
     with pytest.raises(InferenceServerException, match=said) as caught:
         ask(served[1], ids)
     assert caught.value.status() == "400"
+
+
+def test_whatever_makes_no_sense_is_refused_and_the_next_answered(
+    served: tuple[ray_cluster.RayCluster, str], converted: Path
+) -> None:
+    known, path, rng = KnownAnswers(converted, count=16), "/v2/models/lm/infer", np.random.default_rng(0)
+    kinds = malformed_kinds(served[1], path, known) | cut_kinds(served[1], path, known)
+    tally = Tally()
+    for name, send in (kinds | good_kinds(served[1], path, known, compressed=False)).items():
+        crew.one(tally, name, send, rng)
+    assert not tally.faults
+    assert tally.good() == 3
 
 
 def test_what_is_joined_is_told_apart(served: tuple[ray_cluster.RayCluster, str], converted: Path) -> None:
