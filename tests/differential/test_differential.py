@@ -9,8 +9,9 @@ import pytest
 from tests.differential.checks import check_conversion, check_replacement, check_rewrite
 from tests.differential.composer import compose
 
-FOUND = (41, 46, 96, 103, 127)
-"""A norm in float16 before one in float32, which then read what had gone with the first."""
+FOUND = (41, 46, 96, 103, 127, 10491)
+"""A norm in float16 before one in float32, which then read what had gone with the first, or whose scale of 1.0005 was
+taken for a rounded 1."""
 
 
 @pytest.mark.parametrize("seed", [*range(12), *FOUND])

@@ -135,7 +135,7 @@ def _count(index: GraphIndex, anchor: Anchor) -> int | None:
 def readings_of(region: Region) -> dict[ir.Value, Normalised]:
     """The values of a region that are a norm's result, by what they are."""
     index, x, axes = region.frame.index, region.frame.x, region.frame.axes
-    half = any(index.dtype(value) in _HALVES for value in region.forms)
+    half = any(index.dtype(value) in _HALVES for value in region.forms if value is not x)
     tolerance = 2e-3 if half else 5e-6  # how exact a constant like sqrt(C) can be
     readings = {}
     for value, form in region.forms.items():
