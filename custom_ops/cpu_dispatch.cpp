@@ -1,6 +1,7 @@
 // Chooses the kernel table for this processor, and prepares the channels' coefficients. Compiled for any
 // processor.
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <new>
@@ -48,19 +49,23 @@ std::vector<const KernelTable*> runnable_tables() {
     return tables;
 }
 
-static const KernelTable& chosen_table() {
+static const KernelTable* chosen_table() {
     const auto tables = runnable_tables();
     if (const char* wanted = std::getenv("DYNORM_ISA")) {
         for (const KernelTable* table : tables) {
-            if (std::strcmp(table->name, wanted) == 0) return *table;
+            if (std::strcmp(table->name, wanted) == 0) return table;
         }
     }
-    return *tables.back();
+    return tables.back();
 }
 
+// Threads that come first together choose the same. A static of the function would make them wait for one
+// another, and for ever in a child that was forked meanwhile.
 const KernelTable& kernel_table() {
-    static const KernelTable& table = chosen_table();
-    return table;
+    static std::atomic<const KernelTable*> chosen{nullptr};
+    const KernelTable* table = chosen;
+    if (!table) chosen = table = chosen_table();
+    return *table;
 }
 
 const Signature& signature(Function function) {

@@ -20,6 +20,8 @@ constexpr size_t kPieceAlignment = 64;
 // From this size on y goes past the caches, which saves reading the memory that it overwrites: measured a
 // quarter faster than through them at 32 MiB, and half again with two outputs.
 constexpr size_t kStreamingBytes = size_t(1) << 24;
+// Asked for as the library is loaded: it takes the system some files to read.
+const size_t kProcessors = std::max(1u, std::thread::hardware_concurrency());
 
 // An output in an input's buffer is in the caches already.
 bool worth_streaming(const Tensors& tensors, size_t bytes) {
@@ -92,9 +94,8 @@ class CpuKernel : public NodeKernel {
 
     // The elements of a piece. How many threads there are is not told; at most one for each processor.
     size_t piece_of(size_t elements, size_t channels) const {
-        static const size_t processors = std::max(1u, std::thread::hardware_concurrency());
         const bool in_memory = elements * element_size(op_.type) >= kStreamingBytes;
-        const size_t most = processors * (in_memory ? kPiecesInMemory : 1);
+        const size_t most = kProcessors * (in_memory ? kPiecesInMemory : 1);
         const size_t pieces = std::clamp<size_t>(elements / kGrain, 1, most);
         const size_t fair = (elements + pieces - 1) / pieces;
         const size_t group = kRowsTogether * channels;

@@ -3,7 +3,6 @@
 #include <climits>
 #include <cstdio>
 #include <memory>
-#include <mutex>
 
 #include "operator.h"
 
@@ -149,15 +148,15 @@ Operator make_operator(const Runtime& runtime, Function function, Type type, For
     return op;
 }
 
-// The operators of one session's options; ONNX Runtime keeps pointers to them until the session ends, and
-// does not say when that is, so that they live as long as the library.
+// The operators of one ONNX Runtime, for all of its sessions. It keeps pointers to them until the last
+// session ends, and does not say when that is, so they are never given back; the library stays loaded as well
+// (CMakeLists.txt).
 class Registration {
   public:
-    Registration(const Runtime& runtime, OrtSessionOptions* options)
-        : domain_(nullptr, runtime.api->ReleaseCustomOpDomain) {
-        const OrtApi* api = runtime.api;
+    explicit Registration(const Runtime& runtime)
+        : api_(runtime.api), domain_(nullptr, runtime.api->ReleaseCustomOpDomain) {
         OrtCustomOpDomain* domain = nullptr;
-        check(api->CreateCustomOpDomain("dynorm", &domain));
+        check(api_->CreateCustomOpDomain("dynorm", &domain));
         domain_.reset(domain);
         operators_.reserve(size_t(kFunctions) * kTypes * std::size(kForms) * std::size(kProviders));
         for (int function = 0; function < kFunctions; ++function) {
@@ -166,17 +165,35 @@ class Registration {
                     for (const char* provider : kProviders) {
                         operators_.push_back(
                             make_operator(runtime, Function(function), Type(type), form, provider));
-                        check(api->CustomOpDomain_Add(domain, &operators_.back()));
+                        check(api_->CustomOpDomain_Add(domain, &operators_.back()));
                     }
                 }
             }
         }
-        check(api->AddCustomOpDomain(options, domain));
     }
 
+    // The one of this runtime, made at its first call. No lock: one that another thread holds while the
+    // process is forked would never be released in the child. Threads that come first together each make one,
+    // and all of them stay.
+    static const Registration& of(const Runtime& runtime) {
+        static std::atomic<const Registration*> newest{nullptr};
+        for (const Registration* known = newest; known; known = known->next_) {
+            if (known->api_ == runtime.api) return *known;
+        }
+        auto made = std::make_unique<Registration>(runtime);
+        made->next_ = newest;
+        while (!newest.compare_exchange_weak(made->next_, made.get())) {
+        }
+        return *made.release();
+    }
+
+    void add_to(OrtSessionOptions* options) const { check(api_->AddCustomOpDomain(options, domain_.get())); }
+
   private:
+    const OrtApi* api_;
     std::vector<Operator> operators_;
     std::unique_ptr<OrtCustomOpDomain, void (*)(OrtCustomOpDomain*)> domain_;
+    const Registration* next_ = nullptr;
 };
 
 }  // namespace
@@ -193,12 +210,7 @@ DYNORM_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const Ort
             base->GetVersionString() + ": without them the model runs by its function bodies.";
         return base->GetApi(1)->CreateStatus(ORT_FAIL, sentence.c_str());
     }
-    return guarded(api, [&] {
-        static std::mutex mutex;
-        static std::vector<std::unique_ptr<Registration>> registrations;
-        const std::lock_guard lock(mutex);
-        registrations.push_back(std::make_unique<Registration>(Runtime{api, shape_reference(base)}, options));
-    });
+    return guarded(api, [&] { Registration::of(Runtime{api, shape_reference(base)}).add_to(options); });
 }
 
 // The providers for which there are kernels, separated by commas.

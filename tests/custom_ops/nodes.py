@@ -177,3 +177,30 @@ def check_chain(op_type: str, session_of: Callable[[onnx.ModelProto], Any]) -> N
     outputs = session_of(chain_of(node, 12)).run(None, feeds)
     np.testing.assert_array_equal(outputs[0], y)
     np.testing.assert_array_equal(outputs[1], residual)
+
+
+def model_of_all(length: int = 3) -> onnx.ModelProto:
+    """Every operator in every type in one model, each `length` times in a row, so that those between write in place.
+
+    The inputs are x_TYPE and skip_TYPE [rows, 48], the outputs y_OPERATOR_TYPE and residual_OPERATOR_TYPE.
+    """
+    nodes, parameters, inputs, outputs = [], [], [], []
+    for dtype, code in ONNX_TYPE.items():
+        inputs += [
+            helper.make_tensor_value_info(f"{name}_{dtype}", code, ["rows", Node("DyT").channels])
+            for name in ("x", "skip")
+        ]
+        for op_type in OPERATORS:
+            node, ending = Node(op_type, dtype), f"{op_type}_{dtype}"
+            results = [f"y_{ending}", f"residual_{ending}"][: 1 + node.skip]
+            outputs += [helper.make_tensor_value_info(name, code, None) for name in results]
+            named = {f"{name}_{ending}": value for name, value in node.parameters().items()}
+            parameters += [numpy_helper.from_array(value, name) for name, value in named.items()]
+            streams = [f"x_{dtype}", f"skip_{dtype}"][: 1 + node.skip]
+            for i in range(length):
+                made = [f"{name}_{i}" for name in results] if i < length - 1 else results
+                nodes.append(helper.make_node(op_type, [*streams, *named], made, domain=DOMAIN))
+                streams = made
+    graph = helper.make_graph(nodes, "every_operator", inputs, outputs, parameters)
+    imports = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, DOMAIN_VERSION)]
+    return helper.make_model(graph, opset_imports=imports, ir_version=IR_VERSION)
