@@ -35,13 +35,14 @@ std::vector<const KernelTable*> runnable_tables() {
     std::vector<const KernelTable*> tables{&portable::table};
 #ifdef DYNORM_WITH_X86
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
-        tables.push_back(&avx2::table);
-    }
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-        tables.push_back(&avx512::table);
-    }
+    // Exactly what each is compiled for. A virtual machine may hide any of them without the others.
+    const bool has_avx2 =
+        __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") &&
+                            __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                            __builtin_cpu_supports("avx512vl");
+    if (has_avx2) tables.push_back(&avx2::table);
+    if (has_avx512) tables.push_back(&avx512::table);
 #endif
 #ifdef DYNORM_WITH_NEON
     tables.push_back(&neon::table);
