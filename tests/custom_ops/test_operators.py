@@ -20,6 +20,7 @@ def session_of(model: onnx.ModelProto, *, kernels: bool = True) -> ort.Inference
     """A session with the library, or by the function bodies alone; nodes without a body need the library."""
     options = ort.SessionOptions()
     options.log_severity_level = 3
+    options.enable_cpu_mem_arena = False  # every tensor an allocation of its own: sanitizers see its ends
     if kernels:
         custom_ops.register(options)
     return ort.InferenceSession(model.SerializeToString(), options, providers=CPU)
