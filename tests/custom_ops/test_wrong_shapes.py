@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from typing import Any
 
@@ -10,7 +11,7 @@ import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import numpy_helper
+from onnx import TensorProto, numpy_helper
 
 from dynorm_onnx.functions import OPERATORS
 from tests.custom_ops.nodes import NUMPY_TYPE, Node, every_operator, model_of
@@ -135,3 +136,38 @@ def test_a_session_runs_on_after_shapes_that_do_not_fit(op_type: str) -> None:
                 session.run(None, feeds | {name: np.zeros(shape, np.float32)})
     for output, again in zip(before, session.run(None, feeds), strict=True):
         np.testing.assert_array_equal(again, output)
+
+
+def refused(model: onnx.ModelProto, op_type: str) -> None:
+    with pytest.raises(Exception, match=op_type):
+        session_of(model)
+
+
+@pytest.mark.parametrize("op_type", ["DyT", "SkipCoupledDerf"])
+def test_types_and_numbers_that_do_not_fit_are_refused_when_the_session_is_made(op_type: str) -> None:
+    """Each input of every other type, left out, and missing at the end; outputs left out."""
+    node = Node(op_type)
+    whole = untyped(node, {})
+    for value in whole.graph.input:
+        for number in (
+            TensorProto.FLOAT,
+            TensorProto.FLOAT16,
+            TensorProto.DOUBLE,
+            TensorProto.INT64,
+            TensorProto.STRING,
+        ):
+            if number != value.type.tensor_type.elem_type:
+                model = copy.deepcopy(whole)
+                next(v for v in model.graph.input if v.name == value.name).type.tensor_type.elem_type = number
+                refused(model, op_type)
+    for names in ("input", "output"):
+        for i in range(len(getattr(whole.graph.node[0], names))):
+            emptied, shorter = copy.deepcopy(whole), copy.deepcopy(whole)
+            getattr(emptied.graph.node[0], names)[i] = ""
+            del getattr(shorter.graph.node[0], names)[i:]
+            for model in (emptied, shorter):
+                left = set(model.graph.node[0].output)
+                kept = [output for output in model.graph.output if output.name in left]
+                del model.graph.output[:]
+                model.graph.output.extend(kept)
+                refused(model, op_type)
