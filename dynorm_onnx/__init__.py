@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from dynorm_onnx.pipeline import convert_model
     from dynorm_onnx.runtime.session import session
 
+__version__ = "0.1.0"
 __all__ = ["convert_model", "find_sites", "session"]
 
 _HOMES = {

@@ -8,13 +8,13 @@ import os
 import platform
 import subprocess
 from collections.abc import Sequence
-from importlib import metadata
 from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from dynorm_onnx import __version__
 from dynorm_onnx.bench.models import ModelRow
 from dynorm_onnx.bench.ops import OpsRow
 from dynorm_onnx.runtime.library import onnxruntime
@@ -35,7 +35,7 @@ def as_json(benchmark: str, rows: Rows, *, provider: str, threads: int | None) -
             "gpu": graphics_processor() if provider == "cuda" else None,
         },
         "versions": {
-            "dynorm-onnx": _version("dynorm-onnx"),
+            "dynorm-onnx": __version__,
             "onnxruntime": onnxruntime().__version__,
             "python": platform.python_version(),
         },
@@ -122,10 +122,3 @@ def _table(title: str, left: Sequence[str], right: Sequence[str]) -> Table:
 
 def _ratio(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:  # run from a checkout that is not installed
-        return None

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Mapping
 from typing import Any
 
+from dynorm_onnx import __version__
 from dynorm_onnx.calibration.data import CalibrationData
 from dynorm_onnx.calibration.norms import Calibrated
 from dynorm_onnx.calibration.rotation.outcome import NO_ROTATIONS, Rotations
@@ -45,7 +45,7 @@ def build_report(
         method=config.method if calibrated else None,
         inline=config.inline,
         optimize=config.optimize,
-        version=importlib.metadata.version("dynorm-onnx"),
+        version=__version__,
         sites=sites,
         near_misses=found.near_misses,
         calibration=_calibration(data, clock) if calibrated else None,

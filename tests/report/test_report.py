@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from dynorm_onnx import convert_model
+from dynorm_onnx import __version__, convert_model
 from dynorm_onnx.report import Report, print_report
 from dynorm_onnx.report.console import MOST_ROWS
 from tests.shipped import MODEL, NORMS, TEXT
@@ -29,7 +29,7 @@ def printed(report: Report) -> str:
 
 def test_json_holds_only_plain_values(report: Report) -> None:
     again = json.loads(json.dumps(report.as_dict(), allow_nan=False))
-    assert again["model"] == str(MODEL)
+    assert again["model"] == str(MODEL) and again["version"] == __version__
     assert [site["status"] for site in again["sites"]].count("kept") == 1
     assert all(site["coupled"] is None for site in again["sites"])  # no massive tokens
     spread = again["sites"][0]["parameters"]["beta"]
