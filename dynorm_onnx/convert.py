@@ -28,10 +28,10 @@ from dynorm_onnx.runtime.user_libraries import add_option
 from dynorm_onnx.terminal import log_handler, print_error, shown_progress, table_console, use_safe_streams
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m dynorm_onnx.convert") -> int:
     """Run the command line; returns the exit code."""
     use_safe_streams()
-    options = vars(_parser().parse_args(arguments))
+    options = vars(_parser(prog).parse_args(arguments))
     as_json, verbosity, quiet = options.pop("json"), options.pop("verbose"), options.pop("quiet")
     if int(os.environ.get("RANK", "0")) > 0:
         return _help_to_distil(options)
@@ -97,10 +97,10 @@ def _help_to_distil(options: dict[str, Any]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(prog: str) -> argparse.ArgumentParser:
     defaults = {name: field.default for name, field in ConvertConfig.__dataclass_fields__.items()}
     parser = argparse.ArgumentParser(
-        prog="python -m dynorm_onnx.convert",
+        prog=prog,
         description="Replace the norms of an ONNX transformer by an element-wise function.",
     )
     parser.add_argument("model", type=Path, metavar="MODEL.onnx")

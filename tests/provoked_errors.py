@@ -94,7 +94,7 @@ def manifest(folder: Path, _: pytest.MonkeyPatch) -> object:
     (folder / "models" / "m" / "1").mkdir(parents=True)
     (folder / "models" / "m" / "config.pbtxt").write_text('name: "m"\nbackend: "onnxruntime"\n')
     asked = ["kubernetes", str(folder / "models"), "--name", "m", "-o", str(folder)]
-    options = vars(serving._parser().parse_args(asked))
+    options = vars(serving._parser("serving").parse_args(asked))
     return options.pop("command")(options, None)
 
 

@@ -36,10 +36,10 @@ _FILE_WIDTH = 120
 QUICK_OPS = OpsGrid(rows=((1, 1), (1, 128), (8, 128)), channels=(2048,))
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m dynorm_onnx.bench") -> int:
     """Run a benchmark; returns the exit code (2: wrong use, 3: no norm in the model)."""
     use_safe_streams()
-    options = _parser().parse_args(arguments)
+    options = _parser(prog).parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     if options.verbose:  # our own words only: onnxscript alone writes hundreds of lines at this level
         logging.getLogger("dynorm_onnx").setLevel(logging.INFO)
@@ -125,9 +125,9 @@ def _collect(rows: Iterable[Row]) -> list[Row]:
     return collected
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m dynorm_onnx.bench",
+        prog=prog,
         description="Time operators and models in ONNX Runtime, in turn within one process.",
     )
     kinds = parser.add_subparsers(required=True, metavar="{ops,model}")

@@ -31,10 +31,10 @@ from dynorm_onnx.terminal import use_safe_streams
 _FILE_WIDTH = 120
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m dynorm_onnx.paper") -> int:
     """Run the command line; returns the exit code."""
     use_safe_streams()
-    options = _parser().parse_args(arguments)
+    options = _parser(prog).parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
         if options.plot is not None:
@@ -86,9 +86,9 @@ def _tell(options: argparse.Namespace, plain: dict[str, Any], show: Callable[[Co
     show(console if console.is_terminal or "COLUMNS" in os.environ else Console(width=_FILE_WIDTH))
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m dynorm_onnx.paper",
+        prog=prog,
         description="Which element-wise function follows a norm: the experiment of arXiv 2503.21708, or a real model.",
     )
     parser.add_argument("--model", type=Path, metavar="MODEL.onnx", help="compare on this model's own activations")

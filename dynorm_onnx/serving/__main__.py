@@ -47,10 +47,10 @@ from dynorm_onnx.terminal import log_handler, print_error, use_safe_streams
 _FILE_WIDTH = 120
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m dynorm_onnx.serving") -> int:
     """Run the command line; returns the exit code."""
     use_safe_streams()
-    options = vars(_parser().parse_args(arguments))
+    options = vars(_parser(prog).parse_args(arguments))
     errors = Console(stderr=True)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[log_handler(errors)])
     command = options.pop("command")
@@ -146,9 +146,9 @@ def _stdout() -> Console:
     return Console(width=None if sys.stdout.isatty() else _FILE_WIDTH)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m dynorm_onnx.serving", description="Write what servers load, and measure how fast they answer."
+        prog=prog, description="Write what servers load, and measure how fast they answer."
     )
     commands = parser.add_subparsers(required=True, metavar="{triton,genai,ray,kubernetes,kserve,bench}")
     _add_triton(commands.add_parser("triton", help="an ONNX model as a model of a Triton repository"))
