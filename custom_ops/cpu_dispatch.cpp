@@ -82,7 +82,7 @@ const Signature& signature(Function function) {
 size_t element_size(Type type) {
     switch (type) {
         case Type::Float: return 4;
-        case Type::Half: return 2;
+        case Type::Half:
         case Type::BFloat16: return 2;
         case Type::Double: return 8;
     }
@@ -95,6 +95,8 @@ void PreparedChannels::Free::operator()(void* memory) const {
     ::operator delete(memory, std::align_val_t{kCacheLine});
 }
 
+namespace {
+
 // The parameters of a channel, whether given one by one or once for all.
 struct FunctionParameters {
     const RawParameters& raw;
@@ -102,6 +104,8 @@ struct FunctionParameters {
     float first(size_t c) const { return raw.first[raw.first_count == 1 ? 0 : c]; }
     float second(size_t c) const { return raw.second ? raw.second[raw.second_count == 1 ? 0 : c] : 0.0f; }
 };
+
+}  // namespace
 
 template <class F>
 static bool all_ordinary(const FunctionParameters& parameters, size_t channels) {

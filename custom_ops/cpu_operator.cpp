@@ -46,8 +46,9 @@ void run_piece(void* job_pointer, size_t index) {
 
 class CpuKernel : public NodeKernel {
   public:
-    CpuKernel(const Operator& op, const OrtKernelInfo* info) : NodeKernel(op) {
-        kernel_ = kernel_table().kernels[int(op.function)][int(op.type)][op.form.skip][op.form.coupled];
+    CpuKernel(const Operator& op, const OrtKernelInfo* info)
+        : NodeKernel(op),
+          kernel_(kernel_table().kernels[int(op.function)][int(op.type)][op.form.skip][op.form.coupled]) {
         std::vector<TensorView> tensors;
         for (size_t i = op.first_parameter_input(); i < op.inputs(); ++i) {
             int is_constant = 0;

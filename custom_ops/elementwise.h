@@ -101,7 +101,7 @@ static inline typename Lanes::Value rounded_sum(typename Lanes::Value x, typenam
 // four of a single row: none waits for its own last addition, and the compiler has lanes for them.
 template <class T, bool has_skip, int row_count, class Real>
 static void find_gains(const Channels<Real>& channels, const T* x, const T* skip, Real (&gains)[row_count]) {
-    typedef Real Sums __attribute__((vector_size(Coupling<Real>::kTogether * sizeof(Real))));
+    using Sums __attribute__((vector_size(Coupling<Real>::kTogether * sizeof(Real)))) = Real;
     constexpr int count = Coupling<Real>::kTogether, strands = count / row_count;
     const Coupling<Real> coupling = channels.coupling;
     const Sums largest = Real(kLargestCoupledSquare) - Sums{};

@@ -117,6 +117,8 @@ void* output(const Operator& op, OrtKernelContext* context, size_t index, const 
 class NodeKernel {
   public:
     explicit NodeKernel(const Operator& op) : op_(op) {}
+    NodeKernel(const NodeKernel&) = delete;
+    NodeKernel& operator=(const NodeKernel&) = delete;
     virtual ~NodeKernel() = default;
     virtual void compute(OrtKernelContext* context) const = 0;
     const OrtApi* api() const { return op_.api; }

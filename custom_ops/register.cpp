@@ -1,7 +1,8 @@
 // The library's door: RegisterCustomOps, and the callbacks by which ONNX Runtime learns about an operator.
 #include <atomic>
+#include <charconv>
 #include <climits>
-#include <cstdio>
+#include <cstring>
 #include <memory>
 
 #include "operator.h"
@@ -106,8 +107,12 @@ size_t share_skip(int** inputs, int** outputs) {
 // lacks: it would print a complaint.
 ShapeReference shape_reference(const OrtApiBase* base) {
     unsigned major = 0, minor = 0;
-    const int read = std::sscanf(base->GetVersionString(), "%u.%u", &major, &minor);
-    if (read != 2 || (major == 1 && minor < kShapeReferenceVersion)) return nullptr;
+    const char* const version = base->GetVersionString();
+    const char* const end = version + std::strlen(version);
+    const auto [dot, no_major] = std::from_chars(version, end, major);
+    if (no_major != std::errc() || dot == end) return nullptr;
+    const auto [rest, no_minor] = std::from_chars(dot + 1, end, minor);
+    if (no_minor != std::errc() || (major == 1 && minor < kShapeReferenceVersion)) return nullptr;
     const OrtApi* api = base->GetApi(kShapeReferenceVersion);
     return api ? reinterpret_cast<const ShapeReference*>(api)[kShapeReferenceEntry] : nullptr;
 }

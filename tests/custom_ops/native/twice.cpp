@@ -28,9 +28,10 @@ OrtStatus* compute(void*, OrtKernelContext* context) {
     for (size_t i = 0; i < rank; ++i) size *= size_t(dims[i]);
     OrtValue* y = nullptr;
     void *from = nullptr, *to = nullptr;
-    if ((status = api->KernelContext_GetOutput(context, 0, dims, rank, &y))) return status;
-    if ((status = api->GetTensorMutableData(const_cast<OrtValue*>(x), &from))) return status;
-    if ((status = api->GetTensorMutableData(y, &to))) return status;
+    status = api->KernelContext_GetOutput(context, 0, dims, rank, &y);
+    if (!status) status = api->GetTensorMutableData(const_cast<OrtValue*>(x), &from);
+    if (!status) status = api->GetTensorMutableData(y, &to);
+    if (status) return status;
     for (size_t i = 0; i < size; ++i) static_cast<float*>(to)[i] = 2 * static_cast<const float*>(from)[i];
     return nullptr;
 }
