@@ -67,14 +67,15 @@ def library_providers() -> tuple[str, ...]:
 
 
 def register(session_options: ort.SessionOptions) -> None:
-    """Registers the kernels in session options, for every session made with them.
+    """Registers the kernels in `session_options`, for every session made with them.
 
     Raises ProviderError if there is no library, or if ONNX Runtime refuses it (too old, or built for another machine).
     """
     path = library_path()
     if path is None:
         raise ProviderError(
-            "dynorm-onnx was installed without its custom-op library; models run by their function bodies."
+            "dynorm-onnx was installed without its custom-op library: models run by their function bodies; "
+            "where there is a C++17 compiler, pip builds it with the package."
         )
     try:
         session_options.register_custom_ops_library(str(path))

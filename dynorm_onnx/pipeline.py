@@ -22,7 +22,8 @@ from dynorm_onnx.graph import model_io
 from dynorm_onnx.graph.inline import other_operators
 from dynorm_onnx.graph.lower import LoweredNorm, lower, require_finite
 from dynorm_onnx.progress import Progress, StepClock, no_progress
-from dynorm_onnx.report import Report, build_report
+from dynorm_onnx.report import Report
+from dynorm_onnx.report.build import build_report
 from dynorm_onnx.report.evidence import Evidence, gather_evidence
 from dynorm_onnx.report.html import require_html, staged_html
 from dynorm_onnx.rotation import rotated
@@ -44,10 +45,49 @@ def convert_model(
     ready: Callable[[Report], object] = lambda report: None,
     **knobs: Any,
 ) -> Report:
-    """Convert a model file; the knobs are those of ConvertConfig, which documents them.
+    """Convert a model file: every norm of it by an element-wise function, calibrated.
 
-    `ready` is called with the report before the files are moved into their place. Returns the Report. Raises the
-    errors of dynorm_onnx.errors and what `ready` raises, and then nothing was written.
+    Args:
+        model: an ONNX file; it is not changed.
+        progress: called with a step, how much of it is done and how much it has in all (0: not known).
+        ready: called with the report before the files are moved into their place.
+        knobs: the options of the command line by the same names, and ConvertConfig's defaults:
+
+            to: "dyisru", "dyt", "derf", or "rmsnorm", which rewrites norms into their fused operators, exactly.
+            output: default MODEL.TO.onnx beside the model.
+            data: a file (.npz, a folder of .npz, .jsonl, .txt); an iterable of feeds, mappings of input names to
+                arrays, tensors of PyTorch or, for sequences, lists of arrays, of the inputs' types and of shapes that
+                they admit; a CalibrationDataReader; or "random". None: a causal language model writes its own text, for
+                "rmsnorm" inputs are drawn, and any other model is refused.
+            tokenizer: a tokenizer.json, for text; default: the one beside the model.
+            samples, max_length: how many samples of how many tokens are used.
+            method: "reconstruct", "fit" or "distil" (needs PyTorch).
+            coupled: at most how many channels stay in each norm's sum; None: as many as the model needs.
+            steps, learning_rate, train, block_steps, checkpoint: of "distil" (docs/distil.md).
+            only, keep: which norms, by glob or "re:" expression over their names.
+            max_kl, max_error: bounds on the mean KL to the original, in nats, and on the relative error of its outputs:
+                norms that cost too much are kept.
+            rotate, fold, fold_weights: the exact changes of the weights that go before or after.
+            inline: write standard operators only, no functions.
+            optimize: "auto", "none" or "ort": fuse attention for ONNX Runtime first.
+            custom_op_library: files of the model's own operators, registered in every session.
+            provider: "cpu" or "cuda".
+            validate, time: whether the result is compared with the original, and timed.
+            dry_run: list the norms, write nothing.
+            report: an HTML page to write; needs the [report] extra.
+            seed: of everything random.
+
+    Returns:
+        The report; its as_dict() is the JSON object that the README documents.
+
+    Raises:
+        UsageError: a knob makes no sense, is not known, or the output cannot be written.
+        ModelError: the model cannot be read, is incomplete, or uses what cannot be handled.
+        DataError: the data cannot be read or does not fit the model's inputs.
+        NoSiteError: there is no norm that could be replaced.
+        BoundError: no conversion meets a bound.
+        ProviderError: the provider is not there, or did not take the nodes that it should.
+        In all of these cases, and where `ready` raises, nothing was written.
     """
     config = ConvertConfig.of(model, **knobs)
     with registered(config.custom_op_library):

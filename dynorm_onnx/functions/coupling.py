@@ -45,11 +45,14 @@ class Coupling:
         return 1 / np.sqrt(1 + squares[..., None])
 
     def applied(self, x: np.ndarray) -> np.ndarray:
-        """g x, in the type of x."""
+        """g x: x [..., C] of float32 or float64 gives the same shape and type."""
         return x * self.gain(x)
 
     def pulled_back(self, x: np.ndarray, gradient: np.ndarray) -> np.ndarray:
-        """The gradient of a scalar by x [..., C], given that by g x: dg / dx_j = -g^3 c_j x_j."""
+        """The gradient of a scalar by x [..., C], given that by g x, all of one shape and float type.
+
+        dg / dx_j = -g^3 c_j x_j.
+        """
         gain = self.gain(x)
         by_x = gain * gradient
         by_gain = np.sum(gradient * x, axis=-1, keepdims=True)

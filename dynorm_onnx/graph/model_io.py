@@ -112,7 +112,7 @@ def _refuse_maps(proto: onnx.ModelProto, path: str | os.PathLike[str]) -> None:
 
 
 def require_weights(model: ir.Model) -> None:
-    """Raises ModelError, naming tensor and file, if the data of any weight is not there in full."""
+    """Raises ModelError, naming tensor and file, if the data of any weight of `model` is not there in full."""
     smallest: dict[str, ir.ExternalTensor] = {}
     for value in _initializers(model):
         tensor = value.const_value
@@ -146,7 +146,7 @@ def save(model: ir.Model, path: str | os.PathLike[str], external_above: int = EX
 def staged(
     model: ir.Model, path: str | os.PathLike[str], external_above: int = EXTERNAL_ABOVE
 ) -> Iterator[Callable[[], None]]:
-    """The files of save() written in full but not yet in their place, and what moves them there.
+    """The files that save(model, path, external_above) writes, in full but not yet in their place, and what moves them.
 
     For whoever has something to do that may fail before anything is to be seen. Raises what save() raises.
     """

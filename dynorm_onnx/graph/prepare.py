@@ -36,7 +36,7 @@ _AXES_INPUT_SINCE = {"ReduceSum": 13} | dict.fromkeys(
 
 
 def clone(model: ir.Model) -> ir.Model:
-    """A copy with its own graphs, nodes and values; the tensors are shared."""
+    """A copy of `model` with its own graphs, nodes and values; the tensors are shared."""
     copy = model.clone()
     copy.meta.update(model.meta)
     return copy

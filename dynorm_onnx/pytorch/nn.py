@@ -126,7 +126,7 @@ class ElementwiseNorm(nn.Module):
         return gained(x, self.coupled_channels, strengths)
 
     def core(self, x: torch.Tensor) -> torch.Tensor:
-        """The function without weight and bias, in the type of x: float32 or float64."""
+        """The function without weight and bias: x [..., C] of float32 or float64 gives the same shape and type."""
         raise NotImplementedError
 
     def scalars(self) -> dict[str, torch.Tensor]:
@@ -143,7 +143,11 @@ class ElementwiseNorm(nn.Module):
     def from_parameters(
         cls: type[M], parameters: NormParameters, *, device: Any = None, dtype: torch.dtype | None = None
     ) -> M:
-        """A module with parameters that were fitted elsewhere, as by the converter of ONNX files."""
+        """A module with parameters that were fitted elsewhere, as by the converter of ONNX files.
+
+        `device` and `dtype` are those of weight and bias, as of the class. Raises UsageError for a coupling that
+        couple() refuses.
+        """
         per_channel = any(np.size(value) > 1 for value in parameters.scalars.values())
         construct: Callable[..., M] = cls
         size = len(parameters.weight)
@@ -217,8 +221,11 @@ class ElementwiseNorm(nn.Module):
 
 
 class DyT(ElementwiseNorm):
-    """y = weight * tanh(alpha x) + bias. alpha begins at 0.5, the paper's value for all but language models
-    (see `initial.dyt_alpha` for those). State: weight, bias, alpha."""
+    """y = weight * tanh(alpha x) + bias (Zhu et al., arXiv 2503.10622), for x [..., C] of any float type.
+
+    alpha begins at 0.5, the paper's value for all but language models (see `initial.dyt_alpha` for those). State:
+    weight, bias, alpha. Arguments as of ElementwiseNorm. Raises UsageError for a coupling that couple() refuses.
+    """
 
     function = REGISTRY["dyt"]
     stored = ("alpha",)
@@ -244,13 +251,16 @@ class DyT(ElementwiseNorm):
         )
 
     def core(self, x: torch.Tensor) -> torch.Tensor:
-        """tanh(alpha x)."""
+        """tanh(alpha x): x [..., C] of float32 or float64 gives the same shape and type."""
         return torch.tanh(self.alpha.to(x.dtype) * x)
 
 
 class Derf(ElementwiseNorm):
-    """y = weight * erf(alpha x + shift) + bias. alpha begins at 0.5 and shift at 0, as in the paper.
-    State: weight, bias, alpha, shift."""
+    """y = weight * erf(alpha x + shift) + bias (Chen et al., arXiv 2512.10938), for x [..., C] of any float type.
+
+    alpha begins at 0.5 and shift at 0, as in the paper. State: weight, bias, alpha, shift. Arguments as of
+    ElementwiseNorm. Raises UsageError for a coupling that couple() refuses.
+    """
 
     function = REGISTRY["derf"]
     stored = ("alpha", "shift")
@@ -278,12 +288,15 @@ class Derf(ElementwiseNorm):
         )
 
     def core(self, x: torch.Tensor) -> torch.Tensor:
-        """erf(alpha x + shift)."""
+        """erf(alpha x + shift): x [..., C] of float32 or float64 gives the same shape and type."""
         return torch.erf(self.alpha.to(x.dtype) * x + self.shift.to(x.dtype))
 
 
 class DyISRU(ElementwiseNorm):
-    """y = weight * x / sqrt(beta + x^2) + bias. State: weight, bias, log_beta; beta = exp(log_beta) > 0.
+    """y = weight * x / sqrt(beta + x^2) + bias (Stollenwerk, arXiv 2503.21708), for x [..., C] of any float type.
+
+    State: weight, bias, log_beta; beta = exp(log_beta) > 0. Arguments as of ElementwiseNorm. Raises UsageError for a
+    coupling that couple() refuses.
 
     beta begins at C and weight at sqrt(C). With beta_i = sum_{j != i} x_j^2 and weight sqrt(C) the function is
     RMSNorm, and for channels of unit variance that sum is about C: the module begins as the norm of a unit
@@ -321,7 +334,7 @@ class DyISRU(ElementwiseNorm):
         return {"beta": torch.exp(self.log_beta)}
 
     def core(self, x: torch.Tensor) -> torch.Tensor:
-        """x / sqrt(beta + x^2)."""
+        """x / sqrt(beta + x^2): x [..., C] of float32 or float64 gives the same shape and type."""
         if x.dtype == torch.float32:  # x^2 must stay finite; the function is at its limit long before
             x = x.clamp(-LARGEST_FLOAT32, LARGEST_FLOAT32)
         return x / torch.sqrt(x * x + self.scalars()["beta"].to(x.dtype))

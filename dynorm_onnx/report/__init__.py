@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dynorm_onnx.report.build import build_report
 from dynorm_onnx.report.console import print_report
 from dynorm_onnx.report.model import CalibrationSummary, Report, SiteReport, Verdict
 
-__all__ = ["CalibrationSummary", "Report", "SiteReport", "Verdict", "build_report", "print_report"]
+__all__ = ["CalibrationSummary", "Report", "SiteReport", "Verdict", "print_report"]

@@ -126,8 +126,20 @@ def session(
     """An onnxruntime.InferenceSession of a (converted) model, with our kernels where they can be had.
 
     The custom-op library is registered when it can serve the provider; otherwise ONNX Runtime runs the
-    standard operators of the function bodies that the file carries. The log says which. `custom_op_libraries` are files
-    of other libraries whose operators the model has. Raises what make_session() raises.
+    standard operators of the function bodies that the file carries. The log says which.
+
+    Args:
+        model: a file, its bytes, or a model in memory of any size; a model is not changed.
+        provider: "cpu" or "cuda"; another provider is never put in its place.
+        threads: threads within an operator; None leaves the choice to ONNX Runtime.
+        custom_op_libraries: files of other libraries whose operators the model has.
+
+    Raises:
+        UsageError: no ONNX Runtime is installed, an argument is out of range, or a file of custom_op_libraries is
+            missing or is no such library.
+        ProviderError: the provider is not there, nodes that it must take were placed elsewhere, or the environment
+            variable DYNORM_LIBRARY names no custom-op library of ours.
+        ModelError: ONNX Runtime cannot load the model.
     """
     speed = "with the custom-op library" if has_kernels(provider) else "by the function bodies"
     log.info("dynorm operators run %s on %s", speed, provider)

@@ -19,7 +19,7 @@ _METRICS = ("cpu", "memory")  # that KServe's own autoscaler of a RawDeployment 
 
 
 def inference_service(repository: Path, deployment: Deployment) -> list[dict[str, Any]]:
-    """The InferenceService that serves a model repository, in a list of its own as of triton_manifest().
+    """The InferenceService that serves a model repository as `deployment` says, in a list as of triton_manifest().
 
     Raises what triton_manifest() raises, and UsageError for a metric that KServe does not scale on.
     """

@@ -76,7 +76,7 @@ class Deployment:
 
 
 def triton_manifest(repository: Path, deployment: Deployment) -> list[dict[str, Any]]:
-    """The objects that serve a model repository: Deployment, Service, HorizontalPodAutoscaler.
+    """The objects that serve a model repository as `deployment` says: Deployment, Service, HorizontalPodAutoscaler.
 
     Raises UsageError where the repository holds no model, a model needs more than the replicas have, or one names its
     library by a path that the pods do not have.

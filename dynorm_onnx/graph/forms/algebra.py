@@ -63,10 +63,12 @@ class Polynomial:
 
     @classmethod
     def constant(cls, number: float) -> Polynomial:
+        """A number."""
         return cls({ONE: number} if number else {})
 
     @classmethod
     def symbol(cls, symbol: Symbol) -> Polynomial:
+        """One symbol, to the power of one."""
         return cls({product((symbol, 1)): 1.0})
 
     def has(self, *symbols: Moment) -> bool:

@@ -36,6 +36,7 @@ class Frame:
     rank: int | None = None
 
     def counted(self) -> Polynomial:
+        """How many elements a mean is over: a number where that is known, else the symbol."""
         return Polynomial.symbol("count") if self.count is None else Polynomial.constant(self.count)
 
 

@@ -105,7 +105,8 @@ def distil_model(
             compared where values of both have the same name.
         norms: of the original, those that were replaced. With train="all", the basis of a stream that they alone
             read is learned too.
-        batches: feeds of both; a step takes about TOKENS_PER_STEP tokens of them.
+        batches: feeds of both, arrays of the shapes and types of the graphs' inputs; a step takes about TOKENS_PER_STEP
+            tokens of them.
         open_model: makes a session of ONNX Runtime, for the original where PyTorch is not the faster one.
         logits: the name of the output of logits, if there is one.
         steps: batches to train on, as of distil(), as are those up to `precision`.
@@ -163,7 +164,10 @@ def distil_model(
 
 @torch.no_grad()
 def run_once(model: ir.Model, feeds: Feeds) -> None:
-    """Runs a model as it will be trained. Raises ModelError, naming the node, where one fails."""
+    """Runs a model as it will be trained, on `feeds`: arrays of the shapes and types of its inputs, by name.
+
+    Raises ModelError, naming the node, where one fails, and what GraphModule raises.
+    """
     GraphModule(model, float_type=torch.float32)(**{name: array_to_torch(array) for name, array in feeds.items()})
 
 

@@ -81,7 +81,11 @@ class GraphModule(nn.Module):
         return self.program.inputs
 
     def forward(self, **inputs: torch.Tensor) -> dict[str, Any]:
-        """The outputs by name, from the inputs by name. Raises DataError for an input that is missing."""
+        """The outputs by name, from the inputs by name: both of the shapes and types that the graph says, floats of
+        `float_type` where that is given.
+
+        Raises DataError for an input that is missing, ModelError, naming the node, for one that fails.
+        """
         missing = [name for name in self.program.inputs if name not in inputs]
         if missing:
             raise DataError(f"the model takes {missing[0]!r}, which was not given")
@@ -141,7 +145,7 @@ class GraphModule(nn.Module):
         return values
 
     def run_tail(self, rows: torch.Tensor, values: Values) -> torch.Tensor:
-        """Logits [..., V] of rows [..., C] of the tail's source."""
+        """Logits [..., V] of rows [..., C] of the tail's source, in their type; `values` are the tail_values()."""
         assert self.tail is not None
         local = {**self.tail.program.constants, **values, self.tail.source: rows}
         self.tail.program.run(local)
@@ -168,11 +172,11 @@ class GraphModule(nn.Module):
         return function_steps(self.program)
 
     def constant(self, name: str) -> torch.Tensor:
-        """An initializer that holds no floats."""
+        """An initializer `name` that holds no floats, in its own shape and type."""
         return self.program.constants[name]
 
     def run_functions(self, inputs: Mapping[str, torch.Tensor]) -> Iterator[tuple[FunctionStep, torch.Tensor]]:
-        """Every function and its x, while the graph runs on a batch without gradients."""
+        """Every function and its x [..., C], in its type, while the graph runs on a batch without gradients."""
         functions = {id(found.step): found for found in self.functions()}
         for step, values in self._run_steps(inputs):
             if id(step) in functions:
@@ -180,7 +184,8 @@ class GraphModule(nn.Module):
                 yield found, values[found.inputs["X"]]
 
     def activation_bytes(self, inputs: Mapping[str, torch.Tensor]) -> int:
-        """About what a training pass over one batch keeps: all activations that the graph makes."""
+        """About what a training pass over one batch of inputs, of the graph's shapes and types, keeps, in bytes: all
+        activations that the graph makes."""
         total = 0
         for step, values in self._run_steps(inputs):
             made = [values.get(name) for name in step.outputs if name in self._weights.activations]
@@ -200,12 +205,12 @@ class GraphModule(nn.Module):
 
     @torch.no_grad()
     def wide_initializers(self, names: Collection[str]) -> dict[str, np.ndarray]:
-        """The values of weights by initializer, float64."""
+        """The values of weights by initializer, float64, in their own shapes."""
         values = self._values()
         return {name: to_array(values[name], np.dtype(np.float64)) for name in names}
 
     def initializers(self, names: Collection[str] | None = None) -> dict[str, np.ndarray]:
-        """The values of the weights by initializer, each in its own type; of `names` only, if given."""
+        """The values of the weights by initializer, each in its own shape and type; of `names` only, if given."""
         wanted = self.changed() if names is None else names
         with torch.no_grad():
             values = self._values()
