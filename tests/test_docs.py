@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from tests.public_api import PUBLIC
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 REPORT = (ROOT / "docs" / "report.md").read_text()
@@ -32,3 +34,8 @@ def test_readme_has_the_program_that_is_tested() -> None:
     """tests/pytorch/test_docs.py runs those of docs/pytorch.md."""
     tested = blocks((ROOT / "docs" / "pytorch.md").read_text(), "python")
     assert [block for block in blocks(README, "python") if "replace_norms" in block] == tested[:1]
+
+
+def test_reference_has_every_public_module() -> None:
+    pages = "\n".join(page.read_text() for page in (ROOT / "docs" / "api").glob("*.md"))
+    assert set(PUBLIC) <= set(re.findall(r"^::: ([\w.]+)", pages, re.MULTILINE))
