@@ -7,12 +7,14 @@ a MatMul, and a residual Add goes around the norm; around other norms they are e
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx
+import pytest
 
-from tests.builders.graph import NEWEST, NUMPY, Graph
+from tests.builders.graph import NUMPY, Graph
+from tests.builders.installed import NEWEST, RUNTIME
 from tests.builders.reference import normalise
 
 CHANNELS = 8
@@ -65,10 +67,19 @@ class FormCase:
     constant_weight: bool = True  # params["weight"], if it is a vector, can be read from the file
     reference_only: bool = False  # no CPU kernel of ONNX Runtime runs the original
     out_dtype: str | None = None  # of y, where it is not that of x
+    runtime: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)  # first with a kernel, by dtype
 
     def opsets(self, dtype: str) -> range:
         """Where the form exists; operators in pieces take bfloat16 since opset 13."""
         return range(max(self.since, 13 if dtype == "bfloat16" else 0), min(self.until, NEWEST) + 1)
+
+    def marks(self, dtype: str) -> tuple[pytest.MarkDecorator, ...]:
+        """Skips the form where nothing of it runs with what is installed."""
+        first, opsets = self.runtime.get(dtype, RUNTIME), self.opsets(dtype)
+        return (
+            pytest.mark.skipif(first > RUNTIME, reason=f"ONNX Runtime runs it since {first[0]}.{first[1]}"),
+            pytest.mark.skipif(not opsets, reason=f"needs opset {self.since}, and what is installed knows {NEWEST}"),
+        )
 
     def build(self, dtype: str, opset: int, *, named: bool = True, bare: bool = False) -> Built:
         """The model; `bare` leaves pre and post out: the norm reads an input and gives the output."""

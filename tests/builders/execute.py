@@ -58,6 +58,15 @@ def _norm(kind: str, x: np.ndarray, scale: Any, bias: Any, axis: int, eps: float
     return y.astype(dtype)
 
 
+class MatMul(OpRun):
+    """onnx's own, below 1.23, gives float32 for bfloat16."""
+
+    op_domain = ""
+
+    def _run(self, a, b):
+        return (np.matmul(a, b).astype(a.dtype),)
+
+
 class SimplifiedLayerNormalization(OpRun):
     op_domain = ""
 
@@ -166,6 +175,7 @@ def _rotate(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
 
 
 OPERATORS = [
+    MatMul,
     SimplifiedLayerNormalization,
     _ContribNorm,
     RMSNormalization,

@@ -13,7 +13,6 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import onnx
-import onnxruntime as ort
 from onnx import TensorProto, helper
 
 ELEMENT = {
@@ -35,22 +34,6 @@ NUMPY = {
 CONTRIB = "com.microsoft"
 
 
-def _newest_opset() -> int:
-    """The newest opset that onnx and ONNX Runtime both know, as they are installed here."""
-    for opset in range(onnx.defs.onnx_opset_version(), 11, -1):
-        node = helper.make_node("Relu", ["x"], ["y"])
-        values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("x", "y")]
-        graph = helper.make_graph([node], "probe", values[:1], values[1:])
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
-        try:
-            ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-        except Exception:  # ONNX Runtime's exceptions have no common base class
-            continue
-        return opset
-    raise AssertionError("no opset at all")
-
-
-NEWEST = _newest_opset()
 #: since when the axes of a reduction are an input
 _AXES_INPUT_SINCE = {"ReduceSum": 13}
 

@@ -287,7 +287,7 @@ FORMS = [
         rms("A2", axes=(-2, -1), channels=24),
         **STATIC,
     ),
-    FormCase("A2-spare-output", rms_node_with_spare_output, rms("A2")),
+    FormCase("A2-spare-output", rms_node_with_spare_output, rms("A2"), runtime={"double": (1, 30)}),
     FormCase(
         "A2-wide-scale",
         partial(SIMPLIFIED, scale_dtype="float32"),
@@ -349,6 +349,7 @@ FORMS = [
             partial(gated_node, size=size, **attrs),
             (Expected("rms", "A8", EPS, channels=size),),
             dtypes=LOW,
+            runtime={"float32": (1, 30), "float16": (1, 30)},
             definition=partial(gated_definition, size=size, gating=gating),
         )
         for name, size, attrs, gating in (

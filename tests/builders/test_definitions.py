@@ -15,7 +15,9 @@ CASES = [*one_node_forms.FORMS, *rms_forms.FORMS, *layer_forms.FORMS]
 BOUND = {"float32": 1e-6, "float16": 2e-3, "bfloat16": 2e-2, "double": 1e-9}
 
 
-@pytest.mark.parametrize(("case", "dtype"), [pytest.param(c, d, id=f"{c.id}-{d}") for c in CASES for d in c.dtypes])
+@pytest.mark.parametrize(
+    ("case", "dtype"), [pytest.param(c, d, id=f"{c.id}-{d}", marks=c.marks(d)) for c in CASES for d in c.dtypes]
+)
 def test_form_is_what_it_says(case: FormCase, dtype: str) -> None:
     for opset in case.opsets(dtype):
         built = case.build(dtype, opset)
@@ -25,7 +27,8 @@ def test_form_is_what_it_says(case: FormCase, dtype: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("trap", "dtype"), [pytest.param(t, d, id=f"{t.id}-{d}") for t in traps.TRAPS for d in t.dtypes]
+    ("trap", "dtype"),
+    [pytest.param(t, d, id=f"{t.id}-{d}", marks=t.case().marks(d)) for t in traps.TRAPS for d in t.dtypes],
 )
 def test_trap_runs(trap: traps.Trap, dtype: str) -> None:
     case = trap.case()

@@ -7,13 +7,14 @@ miss must hold. Replacing the sites that are found must never change an output.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import numpy as np
 
 from tests.builders.cases import CHANNELS, FLOATS, FormCase
-from tests.builders.graph import NEWEST, Graph
+from tests.builders.graph import Graph
+from tests.builders.installed import NEWEST, NEWEST_LP_NORMALIZATION
 from tests.builders.layer_forms import textbook
 from tests.builders.rms_forms import divided, mean_square, root, weightless
 
@@ -35,6 +36,7 @@ class Trap:
     shape: tuple[int, ...] = (2, 3, CHANNELS)
     declared: tuple[int | str, ...] | None = None
     same_shape: bool = True  # y has the shape of x
+    runtime: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)  # as FormCase has it
 
     def case(self) -> FormCase:
         """A FormCase that builds the model; it expects nothing of the outputs."""
@@ -48,6 +50,7 @@ class Trap:
             until=self.until,
             shape=self.shape,
             declared=self.declared,
+            runtime=self.runtime,
             definition=lambda x, params: np.zeros(shape),
         )
 
@@ -335,8 +338,13 @@ TRAPS = [
     Trap("E4-instance-norm", instance_norm, dtypes=("float32",), **ROWS),
     Trap("E4-batch-norm", batch_norm, dtypes=("float32", "double"), **ROWS),
     *(
-        Trap(f"E4-l2-{how}", partial(l2, how=how), dtypes=("float32", "double"))
-        for how in ("LpNormalization", "ReduceL2", "ReduceSum", "L1")
+        Trap(f"E4-l2-{how}", partial(l2, how=how), dtypes=("float32", "double"), until=until)
+        for how, until in (
+            ("LpNormalization", NEWEST_LP_NORMALIZATION),
+            ("ReduceL2", NEWEST),
+            ("ReduceSum", NEWEST),
+            ("L1", NEWEST_LP_NORMALIZATION),
+        )
     ),
     Trap("E4-l2-plain", l2_plain),
     Trap("E5-all-axes", all_axes, words=("axes", "every axis")),
@@ -358,6 +366,7 @@ TRAPS = [
             words=words,
             refused=True,
             dtypes=("float32", "float16", "double"),
+            runtime={"double": (1, 30)} if op == "SimplifiedLayerNormalization" else {},
         )
         for op, output, words in (
             ("LayerNormalization", 1, ("mean",)),

@@ -22,6 +22,7 @@ from dynorm_onnx.runtime.session import run_model
 from tests.builders.convert import replaced
 from tests.builders.execute import run_ort
 from tests.builders.holders import in_if, in_loop, in_scan
+from tests.builders.installed import each_opset
 from tests.functions.test_body import CHANNELS, TYPES, every_function
 from tests.tolerances import TOLERANCE, relative_error
 
@@ -80,7 +81,7 @@ def operators(model: onnx.ModelProto) -> list[str]:
 @every_function
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: DYISRU.node_type(form))
 @pytest.mark.parametrize("size", [1, CHANNELS], ids=["scalar", "per-channel"])
-@pytest.mark.parametrize("opset", [9, 11, 13, 15, 20, 23])
+@each_opset(9, 11, 13, 15, 20, 23)
 @pytest.mark.parametrize("dtype", TYPES)
 def test_it_computes_what_the_function_does(function: Function, form: Form, size: int, opset: int, dtype: str) -> None:
     if dtype == "bfloat16" and opset < 13:

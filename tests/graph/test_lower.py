@@ -19,6 +19,7 @@ from dynorm_onnx.graph.sites import find_sites
 from dynorm_onnx.runtime.session import run_model
 from tests.builders.convert import is_checked, lowered
 from tests.builders.execute import run_ort
+from tests.builders.installed import each_opset
 from tests.tolerances import TOLERANCE, relative_error
 
 CHANNELS = 8
@@ -100,7 +101,7 @@ class TestCanonicalNode:
         assert relative_error(run_ort(proto, {"x": X})[0], run_ort(source, {"x": X})[0]) < TOLERANCE["float32"]
         assert only(norms).epsilon == pytest.approx(1e-3)
 
-    @pytest.mark.parametrize("opset", [23, 24])
+    @each_opset(23, 24)
     def test_rms_as_the_standard_operator(self, opset: int) -> None:
         model, _ = lowered(rms_in_pieces(opset))
         assert [(node.domain, node.op_type) for node in model.graph] == [("", "RMSNormalization")]

@@ -22,7 +22,11 @@ UNCHANGED = {"float32": 1e-5, "float16": 1e-2, "bfloat16": 1e-2, "double": 1e-7}
 
 def every(cases: Iterable[FormCase]) -> pytest.MarkDecorator:
     """Parametrise over all cases in all their dtypes; the opsets are gone through within a test."""
-    params = [pytest.param(case, dtype, id=f"{case.id}-{dtype}") for case in cases for dtype in case.dtypes]
+    params = [
+        pytest.param(case, dtype, id=f"{case.id}-{dtype}", marks=case.marks(dtype))
+        for case in cases
+        for dtype in case.dtypes
+    ]
     return pytest.mark.parametrize(("case", "dtype"), params)
 
 

@@ -27,7 +27,7 @@ CASES = [
     for case in (*one_node_forms.FORMS, *rms_forms.FORMS, *layer_forms.FORMS)
     if "float32" in case.dtypes and not case.reference_only
 ]
-EVERY_CASE = pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+EVERY_CASE = pytest.mark.parametrize("case", [pytest.param(c, id=c.id, marks=c.marks("float32")) for c in CASES])
 TWO_FORMS = [case for case in CASES if case.id in ("B3", "C1-Pow")]
 
 

@@ -11,13 +11,19 @@ from tests.builders import holders
 from tests.builders.cases import FLOATS
 from tests.builders.convert import found_in, lowered, reasons
 from tests.builders.execute import run
-from tests.builders.graph import NEWEST, Graph
+from tests.builders.graph import Graph
+from tests.builders.installed import NEWEST
 from tests.builders.one_node_forms import layer_node
 from tests.builders.traps import TRAPS, Trap, negated
 from tests.graph.forms.checks import UNCHANGED, same_outputs
 
 EVERY_TRAP = pytest.mark.parametrize(
-    ("trap", "dtype"), [pytest.param(trap, dtype, id=f"{trap.id}-{dtype}") for trap in TRAPS for dtype in trap.dtypes]
+    ("trap", "dtype"),
+    [
+        pytest.param(trap, dtype, id=f"{trap.id}-{dtype}", marks=trap.case().marks(dtype))
+        for trap in TRAPS
+        for dtype in trap.dtypes
+    ],
 )
 
 
