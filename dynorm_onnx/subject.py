@@ -25,6 +25,7 @@ from dynorm_onnx.graph.sites import find_sites
 from dynorm_onnx.runtime.apart import require_no_crash
 from dynorm_onnx.runtime.arrays import run
 from dynorm_onnx.runtime.fuse import fused_or_not, same_outputs
+from dynorm_onnx.runtime.opset import require_opset
 from dynorm_onnx.runtime.pieces import BATCHES_LIMIT, open_for_batches
 from dynorm_onnx.runtime.session import make_session, run_model
 from dynorm_onnx.runtime.value_types import value_types
@@ -108,6 +109,7 @@ def _subject(config: ConvertConfig, original: ir.Model, fused: ir.Model | None =
     prepared = model_io.prepare(original if fused is None else fused, value_types)
     if config.inline:  # at once: what cannot be inlined is to be known before hours of work
         prepared = model_io.prepare(inlined(prepared), value_types)
+    require_opset(prepared.opset_imports[""], config.model)
     found = find_sites(prepared, run=run_model)
     chosen, kept = select(found, config.only, config.keep, replaced=count_replacements(original))
     if config.to != "rmsnorm":

@@ -270,6 +270,9 @@ TABLE: dict[str, dict[str, str]] = {
     "runtime/library.py": {
         "): install it with `pip install": "runtime/test_session.py::test_without_onnxruntime_the_error_says_what_to_install",
     },
+    "runtime/opset.py": {
+        "knows none above": "test_opsets.py::test_an_opset_that_onnx_runtime_does_not_know_is_named",
+    },
     "runtime/session.py": {
         "optimization": "runtime/test_session.py::test_knobs_out_of_range",
         "ONNX Runtime cannot load": "runtime/test_session.py::test_files_that_are_no_models",
