@@ -78,7 +78,9 @@ def convert_model(
             seed: of everything random.
 
     Returns:
-        The report; its as_dict() is the JSON object that the README documents.
+        The report; its as_dict() is the JSON object that docs/report.md documents.
+
+    Where this raises, and where `ready` does, nothing was written.
 
     Raises:
         UsageError: a knob makes no sense, is not known, or the output cannot be written.
@@ -87,7 +89,6 @@ def convert_model(
         NoSiteError: there is no norm that could be replaced.
         BoundError: no conversion meets a bound.
         ProviderError: the provider is not there, or did not take the nodes that it should.
-        In all of these cases, and where `ready` raises, nothing was written.
     """
     config = ConvertConfig.of(model, **knobs)
     with registered(config.custom_op_library):
