@@ -8,6 +8,8 @@
 # make sanitize: the operators under the sanitizers, valgrind and emulated processors (docs/limits.md)
 # make matrix every architecture by every exporter: the norms that are found, and what becomes of them
 # make docs   the documentation as a site in build/site; a dead link or anchor is an error
+# make wheel  the sdist and, from it, a wheel for other machines, in dist/; CUDA=OFF leaves the CUDA kernels out
+# make test-wheel: the same, installed where there is neither a compiler nor this folder; PYTHONS="python3.11 python3.12"
 # All make their environments in .venv from Python 3.11+ and a C++ compiler.
 
 PYTHON ?= python3
@@ -19,11 +21,14 @@ RUNTIMES := $(VENV)/runtimes
 SMOLLM2 := $(VENV)/smollm2
 REAL_MODELS := $(VENV)/real_files
 DOCS := $(VENV)/docs
+WHEEL := $(VENV)/wheel
 LARGEST := custom_ops/cpu_kernels.cpp
 CPP := $(LARGEST) $(filter-out $(LARGEST),$(wildcard custom_ops/*.cpp tests/custom_ops/native/*.cpp))
 FORMATTED := $(CPP) $(wildcard custom_ops/*.h custom_ops/*.cu examples/cpp/*.cpp)
+CUDA ?= AUTO
+PYTHONS ?= $(PYTHON)
 
-.PHONY: demo test test-serving hammer runtimes smollm2 real-models sanitize matrix docs lint ruff mypy clang-format clang-tidy clean
+.PHONY: demo test test-serving hammer runtimes smollm2 real-models sanitize matrix docs lint ruff mypy clang-format clang-tidy wheel test-wheel clean
 
 $(VENV)/.demo: pyproject.toml constraints.txt $(wildcard CMakeLists.txt custom_ops/*)
 	$(PYTHON) -m venv $(VENV)
@@ -31,8 +36,9 @@ $(VENV)/.demo: pyproject.toml constraints.txt $(wildcard CMakeLists.txt custom_o
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[cpu,text,report]"
 	touch $@
 
+# What is tested must have the library: where it cannot be built, that is the first failure.
 $(VENV)/.test: $(VENV)/.demo
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[cpu,text,report,torch,dev]" transformers onnxruntime-genai gguf
+	DYNORM_REQUIRE_LIBRARY=1 $(BIN)/python -m pip install --quiet -c constraints.txt -e ".[cpu,text,report,torch,dev]" transformers onnxruntime-genai gguf
 	touch $@
 
 # Its own environment, for tritonclient's bounds on others' versions. nvidia-pytriton only brings the Triton server
@@ -40,7 +46,7 @@ $(VENV)/.test: $(VENV)/.demo
 $(VENV)/.serving: $(VENV)/.demo constraints-serving.txt
 	$(PYTHON) -m venv $(VENV)/serving
 	$(SERVING) -m pip install --quiet --upgrade pip
-	$(SERVING) -m pip install --quiet -c constraints-serving.txt -e ".[cpu,text,serving,ray]" \
+	DYNORM_REQUIRE_LIBRARY=1 $(SERVING) -m pip install --quiet -c constraints-serving.txt -e ".[cpu,text,serving,ray]" \
 	    pytest hypothesis kubernetes-validate
 	$(SERVING) -m pip install --quiet -c constraints-serving.txt --no-deps nvidia-pytriton kserve
 	touch $@
@@ -139,5 +145,25 @@ $(VENV)/.docs: constraints.txt
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
 
+$(VENV)/.wheel: constraints.txt
+	$(PYTHON) -m venv $(WHEEL)
+	$(WHEEL)/bin/python -m pip install --quiet --upgrade pip
+	$(WHEEL)/bin/python -m pip install --quiet -c constraints.txt build auditwheel patchelf cffconvert \
+	    pytest hypothesis
+	touch $@
+
+# A wheel without the library is no release. auditwheel finds out what the library asks of the system, and says so in the
+# wheel's name; patchelf is what it would copy libraries in with, and there are none to copy.
+wheel: $(VENV)/.wheel
+	$(WHEEL)/bin/cffconvert --validate
+	rm -rf dist build/dist
+	DYNORM_REQUIRE_LIBRARY=1 PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(WHEEL)/bin/python -m build \
+	    -C cmake.define.DYNORM_CUDA=$(CUDA) --outdir build/dist .
+	PATH=$(CURDIR)/$(WHEEL)/bin:$$PATH $(WHEEL)/bin/auditwheel repair --wheel-dir dist build/dist/*.whl
+	mv build/dist/*.tar.gz dist
+
+test-wheel: wheel
+	DYNORM_PYTHONS="$(PYTHONS)" $(WHEEL)/bin/python -m pytest -m package tests/package
+
 clean:
-	rm -rf $(VENV) build tests/runtimes/node_modules
+	rm -rf $(VENV) build dist tests/runtimes/node_modules

@@ -204,6 +204,14 @@ class Registration {
 }  // namespace
 }  // namespace dynorm
 
+#ifdef __GLIBC__
+// The C++ runtime that is linked in asks glibc whether the process has one thread only, to count references without
+// atomics. It is told no here: glibc before 2.32 has no answer, and would not load the library.
+extern "C" {
+char __libc_single_threaded = 0;  // NOLINT(bugprone-reserved-identifier)
+}
+#endif
+
 // Called by OrtApi::RegisterCustomOpsLibrary_V2.
 DYNORM_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
     using namespace dynorm;

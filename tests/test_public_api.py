@@ -7,6 +7,8 @@ import dataclasses
 import importlib
 import inspect
 import re
+import subprocess
+import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -57,6 +59,12 @@ def test_every_module_gives_what_is_stated() -> None:
         own = [name for name, value in vars(found).items() if getattr(value, "__module__", "") == module]
         given = getattr(found, "__all__", [name for name in own if not name.startswith("_")])
         assert sorted(given) == sorted(names), module
+
+
+def test_modules_are_there_without_an_import_of_their_own() -> None:
+    code = "import dynorm_onnx; print(dynorm_onnx.custom_ops.library_path, dynorm_onnx.errors.DynormError)"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
