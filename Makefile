@@ -10,6 +10,8 @@
 # make docs   the documentation as a site in build/site; a dead link or anchor is an error
 # make wheel  the sdist and, from it, a wheel for other machines, in dist/; CUDA=OFF leaves the CUDA kernels out
 # make test-wheel: the same, installed where there is neither a compiler nor this folder; PYTHONS="python3.11 python3.12"
+# make compatibility: the oldest and newest versions of what it stands on, on every Python (PYTHONS="..." names them);
+#             writes docs/compatibility.md
 # All make their environments in .venv from Python 3.11+ and a C++ compiler.
 
 PYTHON ?= python3
@@ -28,7 +30,7 @@ FORMATTED := $(CPP) $(wildcard custom_ops/*.h custom_ops/*.cu examples/cpp/*.cpp
 CUDA ?= AUTO
 PYTHONS ?= $(PYTHON)
 
-.PHONY: demo test test-serving hammer runtimes smollm2 real-models sanitize matrix docs lint ruff mypy clang-format clang-tidy wheel test-wheel clean
+.PHONY: demo test test-serving hammer runtimes smollm2 real-models sanitize matrix docs lint ruff mypy clang-format clang-tidy wheel test-wheel compatibility clean
 
 $(VENV)/.demo: pyproject.toml constraints.txt $(wildcard CMakeLists.txt custom_ops/*)
 	$(PYTHON) -m venv $(VENV)
@@ -164,6 +166,9 @@ wheel: $(VENV)/.wheel
 
 test-wheel: wheel
 	DYNORM_PYTHONS="$(PYTHONS)" $(WHEEL)/bin/python -m pytest -m package tests/package
+
+compatibility:
+	$(PYTHON) -m tests.compatibility.run --write docs/compatibility.md
 
 clean:
 	rm -rf $(VENV) build dist tests/runtimes/node_modules

@@ -15,7 +15,6 @@ from dynorm_onnx import convert_model, session
 from dynorm_onnx.errors import BoundError, ModelError, NoSiteError, UsageError
 from dynorm_onnx.functions import FUNCTIONS, REGISTRY
 from dynorm_onnx.runtime.session import make_session
-from tests.builders.installed import needs_runtime
 from tests.shipped import MODEL, NORMS, TEXT
 from tests.tolerances import relative_error
 
@@ -51,7 +50,6 @@ def test_rmsnorm_changes_nothing(tmp_path: Path) -> None:
     assert report.validation.quality.kl_mean < 1e-9
 
 
-@needs_runtime(1, 22)  # 1.21 computes something else from the fused model, and it is refused
 def test_fused_for_onnx_runtime_and_converted(tmp_path: Path) -> None:
     output = tmp_path / "fused.onnx"
     report = convert_model(MODEL, to="rmsnorm", output=output, **{**QUICK, "optimize": "ort"})

@@ -41,11 +41,6 @@ def needs_opset(opset: int) -> pytest.MarkDecorator:
     return pytest.mark.skipif(opset > NEWEST, reason=f"needs opset {opset}, and what is installed knows {NEWEST}")
 
 
-def needs_runtime(major: int, minor: int) -> pytest.MarkDecorator:
-    """Skips a test of what ONNX Runtime learnt in a newer version than the installed one."""
-    return pytest.mark.skipif((major, minor) > RUNTIME, reason=f"needs ONNX Runtime {major}.{minor}")
-
-
 def each_opset(*opsets: int) -> pytest.MarkDecorator:
     """Parametrises `opset`; those that are not known here are skipped."""
     return pytest.mark.parametrize("opset", [pytest.param(opset, marks=needs_opset(opset)) for opset in opsets])
