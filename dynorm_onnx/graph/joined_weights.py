@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx_ir as ir
 
-from dynorm_onnx.graph.emit import add_initializer, remove_dead
+from dynorm_onnx.graph.emit import add_tensor, remove_dead
 from dynorm_onnx.graph.fixed import is_fixed
+from dynorm_onnx.graph.mapped import computed
 
 
 def join_weights(graph: ir.Graph) -> None:
@@ -19,9 +22,15 @@ def join_weights(graph: ir.Graph) -> None:
         ]
         if len(parts) < len(node.inputs) or any(len(value.uses()) > 1 for value in parts):
             continue
-        arrays = [value.const_value.numpy() for value in parts if value.const_value is not None]
+        tensors = [value.const_value for value in parts if value.const_value is not None]
         axis = node.attributes["axis"].as_int()
         joined, name = node.outputs[0], str(node.outputs[0].name)
         joined.name = f"{name}.before"
-        ir.convenience.replace_all_uses_with(joined, add_initializer(graph, name, np.concatenate(arrays, axis)))
+        ir.convenience.replace_all_uses_with(joined, add_tensor(graph, name, _joined(name, tensors, axis)))
         remove_dead([node])
+
+
+def _joined(name: str, tensors: Sequence[ir.TensorProtocol], axis: int) -> ir.Tensor | ir.LazyTensor:
+    shape = list(tensors[0].shape.numpy())
+    shape[axis] = sum(int(tensor.shape.numpy()[axis]) for tensor in tensors)
+    return computed(name, shape, tensors, lambda *arrays: np.concatenate(arrays, axis))

@@ -157,4 +157,4 @@ class LinearLayer:
 
 
 def _like(tensor: ir.TensorProtocol, array: np.ndarray) -> np.ndarray:
-    return array.reshape(tensor.numpy().shape).astype(tensor.dtype.numpy())
+    return array.reshape(tensor.shape.numpy()).astype(tensor.dtype.numpy())

@@ -17,6 +17,7 @@ import onnx_ir as ir
 from dynorm_onnx.functions import DOMAIN, OPERATORS
 from dynorm_onnx.functions.compact import FINITE_FLOAT32
 from dynorm_onnx.graph.fixed import fixed_tensor
+from dynorm_onnx.graph.mapped import let_go
 
 Bound = Callable[[ir.Value | None], float]
 
@@ -34,6 +35,7 @@ _SKIP_NORMS = frozenset({"SkipLayerNormalization", "SkipSimplifiedLayerNormaliza
 _SHARES = frozenset({"Identity", "Cast"})
 """Operators that leave rows that add up to at most one what they are."""
 _LARGEST_FLOAT16 = 65504.0
+_BLOCK = 1 << 22  # elements of a weight whose magnitudes are made at a time
 
 
 class Magnitudes:
@@ -58,6 +60,7 @@ class Magnitudes:
             for value in node.inputs:
                 if value is not None and value not in bounds and (tensor := fixed_tensor(value)) is not None:
                     bounds[value] = _largest_element(tensor)
+                    let_go(value)
             if _makes_shares(node, shares, bounds):
                 shares.update(node.outputs)
             for place, output in enumerate(node.outputs):
@@ -208,10 +211,21 @@ def _of_product(x: ir.Value | None, weight: ir.Value | None, axis: int, of: Boun
     """x times a matrix, summed over an axis of that: by its columns where it is a weight, else by their length."""
     tensor = fixed_tensor(weight)
     if tensor is not None and len(tensor.shape) >= 2:
-        sums = np.sum(np.abs(tensor.numpy().astype(np.float32, copy=False)), axis=axis, dtype=np.float64)
-        return _product(of(x), float(np.max(sums)) if sums.size else 0.0)
+        largest = _largest_sum(tensor.numpy(), axis)
+        let_go(weight)
+        return _product(of(x), largest)
     length = weight.shape[axis] if weight is not None and weight.shape is not None and len(weight.shape) > 1 else None
     return _product(_product(of(x), of(weight)), length) if isinstance(length, int) else math.inf
+
+
+def _largest_sum(weight: np.ndarray, axis: int) -> float:
+    """Of the magnitudes along one of the last two axes, which are made of a few rows at a time."""
+    rows = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1) if weight.size else weight.reshape(0, 0)
+    step = max(_BLOCK // max(rows.shape[1], 1), 1)
+    sums = np.zeros(rows.shape[1])
+    for start in range(0, len(rows), step):
+        sums += np.abs(rows[start : start + step].astype(np.float32, copy=False)).sum(0, dtype=np.float64)
+    return float(sums.max(initial=0.0))
 
 
 def _of_layer(node: ir.Node, of: Bound) -> float:

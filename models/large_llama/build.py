@@ -1,9 +1,11 @@
 """Write a Llama of TinyLlama's shape as ONNX: 1.1 billion random fp16 weights in an external file, standard operators.
 
     python models/large_llama/build.py --output FOLDER
+    python models/large_llama/build.py --output FOLDER --gib 4 --norms layer
 
 Nothing is trained: the file is for measuring what the conversion of a large model takes. The weights go straight
-into the file, layer by layer, so that building takes hardly any memory.
+into the file, layer by layer, so that building takes hardly any memory. With `--norms layer` the norms are LayerNorms,
+whose centring `--to rmsnorm` moves into the weights.
 """
 
 from __future__ import annotations
@@ -36,10 +38,22 @@ class Shape:
     heads: int = 32
     key_heads: int = 4
     vocabulary: int = 32000
+    norms: str = "rms"  # or "layer"
 
     @property
     def head_size(self) -> int:
         return self.hidden // self.heads
+
+    @property
+    def layer_bytes(self) -> int:
+        """Of the matrices of one layer."""
+        narrow = self.key_heads * self.head_size
+        return 2 * self.hidden * (2 * self.hidden + 2 * narrow + 3 * self.intermediate)
+
+    def of_gib(self, gib: float) -> Shape:
+        """As many layers, one at least, as come to about so many GiB of weights with the embedding and the head."""
+        ends = 2 * 2 * self.vocabulary * self.hidden
+        return dataclasses.replace(self, layers=max(round((gib * 2**30 - ends) / self.layer_bytes), 1))
 
 
 class Weights:
@@ -115,8 +129,15 @@ class LlamaGraph:
         return self._linear(self.norm(x, "model.norm"), "lm_head", sizes.vocabulary)
 
     def norm(self, x: ir.Value, name: str) -> ir.Value:
-        """RMSNorm as torch exports it: computed in float32, multiplied by the weight in float16."""
+        """RMSNorm as torch exports it: computed in float32, multiplied by the weight in float16; or LayerNormalization,
+        whose bias is nought."""
         op = self.op
+        if self.shape.norms == "layer":
+            weight, bias = (
+                self.weights.given(f"{name}.{what}", np.full(self.shape.hidden, number, np.float16))
+                for what, number in (("weight", 1), ("bias", 0))
+            )
+            return op.LayerNormalization(x, weight, bias, axis=-1, epsilon=1e-5, name=f"{name}.norm")
         wide = op.Cast(x, to=ir.DataType.FLOAT)
         mean = op.ReduceMean(op.Pow(wide, self.constant(2.0, np.float32)), axes=[-1], keepdims=1)
         root = op.Sqrt(op.Add(mean, self.constant(1e-5, np.float32)))
@@ -208,12 +229,17 @@ def random_tokens(vocabulary: int, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True, help="the folder to write to; 2.2 GB by default")
+    parser.add_argument("--gib", type=float, help="as many layers as come to so many GiB of weights")
     for field in dataclasses.fields(Shape):
-        parser.add_argument(f"--{field.name.replace('_', '-')}", type=int, default=field.default)
+        kind = str if field.name == "norms" else int
+        parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=field.default)
     options = vars(parser.parse_args())
     folder: Path = options.pop("output")
+    gib: float | None = options.pop("gib")
     folder.mkdir(parents=True, exist_ok=True)
     shape = Shape(**options)
+    if gib is not None:
+        shape = shape.of_gib(gib)
     build(shape, folder / "large_llama.onnx")
     random_tokens(shape.vocabulary, folder / "tokens.npz")
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import onnx_ir as ir
 
 from dynorm_onnx.graph.emit import Emitter, add_initializer, set_tensor
 from dynorm_onnx.graph.fold.stream import Reading, Stream, is_own
+from dynorm_onnx.graph.mapped import computed, let_go
 from dynorm_onnx.graph.unique_names import Names
 
+_BLOCK = 1 << 20  # elements of a weight that are centred at a time, in float64
 _SMALL = 1 << 16
 """Bytes of a tensor up to which a stream gets a copy of its own, where something else reads the tensor too."""
 _HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
@@ -76,23 +80,25 @@ def _is_copied(value: ir.Value) -> bool:
     return tensor.nbytes <= _SMALL or not value.is_initializer()
 
 
-def _centred(tensor: ir.TensorProtocol, axis: int) -> np.ndarray:
-    stored = tensor.numpy()
-    wide = stored.astype(np.float64)
-    return (wide - wide.mean(axis, keepdims=True)).astype(stored.dtype)
+def _centred(stored: np.ndarray, axis: int) -> np.ndarray:
+    """Less its mean along an axis, in float64, of a few rows at a time: an embedding may be a tenth of a model."""
+    result = np.empty_like(stored)
+    rows, new = (np.moveaxis(array, axis, -1) for array in (stored, result))
+    if rows.ndim == 1:
+        rows, new = rows[None], new[None]
+    step = max(_BLOCK * len(rows) // max(rows.size, 1), 1)
+    for start in range(0, len(rows), step):
+        wide = rows[start : start + step].astype(np.float64)
+        new[start : start + step] = (wide - wide.mean(-1, keepdims=True)).astype(stored.dtype)
+    return result
 
 
 def _overwrite(value: ir.Value, axis: int) -> None:
     """In memory; weights that lie in a file are centred each time that they are read."""
     tensor = value.const_value
     assert tensor is not None
-    if isinstance(tensor, ir.ExternalTensor):
-        set_tensor(value, ir.LazyTensor(
-            lambda: ir.tensor(_centred(tensor, axis), dtype=tensor.dtype),
-            tensor.dtype, ir.Shape(tensor.shape), name=value.name,
-        ))  # fmt: skip
-    else:
-        set_tensor(value, ir.tensor(_centred(tensor, axis), dtype=tensor.dtype, name=value.name))
+    centred = functools.partial(_centred, axis=axis)
+    set_tensor(value, computed(str(value.name), tensor.shape.numpy(), [tensor], centred))
 
 
 def _give_copies(graph: ir.Graph, names: Names, value: ir.Value, readings: list[Reading]) -> list[str]:
@@ -103,7 +109,7 @@ def _give_copies(graph: ir.Graph, names: Names, value: ir.Value, readings: list[
     for reading in readings:
         if reading.axis not in copies:
             name = names.unique(f"{value.name}.centred")
-            copies[reading.axis] = add_initializer(graph, name, _centred(tensor, reading.axis))
+            copies[reading.axis] = add_initializer(graph, name, _centred(tensor.numpy(), reading.axis))
         reading.node.replace_input_with(reading.position, copies[reading.axis])
     return [str(copy.name) for copy in copies.values()]
 
@@ -118,7 +124,8 @@ def _subtract_looked_up(graph: ir.Graph, names: Names, gather: ir.Node) -> tuple
     tensor = ir.convenience.get_const_tensor(table)
     assert tensor is not None
     stored = tensor.numpy()
-    means = stored.astype(np.float64).mean(-1, keepdims=True).astype(stored.dtype)
+    means = stored.mean(-1, dtype=np.float64, keepdims=True).astype(stored.dtype)
+    let_go(table)
     rows = gather.outputs[0]
     emit = Emitter(graph, names, _next(graph, gather), str(rows.name))
     column = add_initializer(graph, names.unique(f"{table.name}.means"), means)
