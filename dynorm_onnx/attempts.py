@@ -8,11 +8,13 @@ from typing import Any
 
 import onnx_ir as ir
 
+from dynorm_onnx.calibration.checkpoint import Checkpoint, digest_of
 from dynorm_onnx.calibration.data import CalibrationData, part_like, signature
 from dynorm_onnx.calibration.fit import Fit
 from dynorm_onnx.calibration.fit_rows import Leeway
 from dynorm_onnx.calibration.norms import Calibrated, calibrate_norms
 from dynorm_onnx.calibration.reconstruct import reconstruct
+from dynorm_onnx.calibration.solved import Known
 from dynorm_onnx.config import ConvertConfig
 from dynorm_onnx.distillation import begins_fitted, distil_calibrated, is_worse, reconstruction_batches
 from dynorm_onnx.folding import weights_folded
@@ -51,6 +53,7 @@ def attempt(
     leeway: Mapping[str, Leeway],
     in_bodies: Mapping[str, Fit],
     clock: StepClock,
+    checkpoint: Checkpoint,
 ) -> Attempt:
     """The lowered model with these norms replaced by the method of the config; those in bodies are fitted already."""
     calibrated = None
@@ -61,7 +64,11 @@ def attempt(
                 couples = any(part.most_coupled for part in leeway.values())
                 fitted = not config.is_bounded and (couples or begins_fitted(lowered, norms, config.train))
                 method, batches = "fit" if fitted else "reconstruct", reconstruction_batches(data)
-            calibrated = METHODS[method](lowered, norms, REGISTRY[config.to], batches, advance, leeway, in_bodies)
+            part = f"{method} of {sorted(norm.site_name for norm in norms)} on {digest_of(batches)}"
+            known = Known(checkpoint, part)
+            calibrated = METHODS[method](
+                lowered, norms, REGISTRY[config.to], batches, advance, leeway, in_bodies, known
+            )
     with clock.step("rewrite"):
         converted = rewritten(config, lowered, norms, calibrated)
     if config.method == "distil" and not config.is_bounded:

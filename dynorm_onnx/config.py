@@ -36,7 +36,7 @@ class ConvertConfig:
     learning_rate: float = 0.003  # of "distil", relative to each weight's root mean square
     train: str = "all"  # what it trains: "norms", the parameters of the functions, or "all" weights
     block_steps: int = 0  # that it trains each block by itself before
-    checkpoint: Path | None = None  # of an interrupted "distil"; default: OUTPUT.distil.pt
+    checkpoint: Path | None = None  # of an interrupted run; default: OUTPUT.distil.pt of "distil", OUTPUT.calibration
     only: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()
     max_kl: float | None = None
@@ -106,6 +106,15 @@ class ConvertConfig:
     def rotates(self) -> bool:
         """Whether streams may be rotated: exact norms gain nothing by it."""
         return self.rotate and self.to != "rmsnorm"
+
+    @property
+    def calibration_path(self) -> Path:
+        """The folder where an interrupted calibration goes on from; of a training, which has a checkpoint of its own,
+        beside that."""
+        if self.checkpoint is not None and not self.distils:
+            return self.checkpoint
+        beside = self.checkpoint or self.output_path
+        return beside.with_name(f"{beside.name}.calibration")
 
     @property
     def checkpoint_path(self) -> Path:

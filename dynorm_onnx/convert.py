@@ -38,6 +38,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m dynorm_o
     errors = Console(stderr=True)
     _log_to(errors, verbosity, quiet)
     told: list[str] = []
+    model: Path = options.pop("model")
 
     def tell(report: Report) -> None:
         """Before the files are in their place: if this fails, nothing has been written."""
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m dynorm_o
 
     try:
         with shown_progress(errors, quiet=quiet) as progress:
-            report = convert_model(options.pop("model"), progress=progress, ready=tell, **options)
+            report = convert_model(model, progress=progress, ready=tell, **options)
     except DynormError as error:
         print_error(errors, f"error: {error}")
         return error.exit_code
@@ -53,12 +54,19 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m dynorm_o
         print_error(errors, f"error: not enough memory: {error}")
         return ModelError.exit_code
     except KeyboardInterrupt:
-        errors.print("interrupted; nothing was written")
+        errors.print(f"interrupted; nothing was written{_goes_on(model, options)}", soft_wrap=True)
         return 130
     if as_json and not quiet and report.verdict is not None and not report.verdict.usable:
         print_error(errors, report.verdict.sentence)
     _write("".join(told))
     return 0
+
+
+def _goes_on(model: Path, options: dict[str, Any]) -> str:
+    """What an interrupted run leaves, if anything, for the same command to go on from."""
+    config = ConvertConfig.of(model, **options)
+    left = [path for path in (config.calibration_path, config.checkpoint_path) if path.exists()]
+    return f"; the same command goes on from {' and '.join(map(str, dict.fromkeys(left)))}" if left else ""
 
 
 def _as_json(report: Report) -> str:
@@ -126,7 +134,13 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     rate = "of distil, relative to each weight's root mean square (%(default)s)"
     data.add_argument("--learning-rate", type=float, default=defaults["learning_rate"], metavar="X", help=rate)
     data.add_argument("--train", choices=TRAIN, default=defaults["train"], help="what to distil (%(default)s)")
-    data.add_argument("--checkpoint", type=Path, metavar="FILE", help="of a distillation; default: OUT.onnx.distil.pt")
+    data.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="PATH",
+        help="where a run that was cut goes on from: a folder (OUT.onnx.calibration), to distil a file "
+        "(OUT.onnx.distil.pt)",
+    )
     data.add_argument("--seed", type=int, default=defaults["seed"], help="of everything random (%(default)s)")
     sites = parser.add_argument_group("which norms")
     for knob, effect in (("--only", "replace only sites that match"), ("--keep", "leave sites that match")):

@@ -10,12 +10,13 @@ from typing import Any
 import onnx_ir as ir
 
 from dynorm_onnx.attempts import as_written, distilled, with_calibration_text, with_weights_folded
+from dynorm_onnx.calibration.checkpoint import Checkpoint, digest_of
 from dynorm_onnx.calibration.data import CalibrationData, load_calibration
 from dynorm_onnx.calibration.look import Look, look
 from dynorm_onnx.calibration.norms import Calibrated
 from dynorm_onnx.config import ConvertConfig, check_choice
 from dynorm_onnx.distillation import require_functions, require_runs, require_torch
-from dynorm_onnx.errors import DataError
+from dynorm_onnx.errors import DataError, DynormError, UsageError
 from dynorm_onnx.folding import centring_folded
 from dynorm_onnx.functions import REGISTRY
 from dynorm_onnx.graph import model_io
@@ -26,13 +27,14 @@ from dynorm_onnx.report import Report
 from dynorm_onnx.report.build import build_report
 from dynorm_onnx.report.evidence import Evidence, gather_evidence
 from dynorm_onnx.report.html import require_html, staged_html
+from dynorm_onnx.resume import checkpoint_of
 from dynorm_onnx.rotation import rotated
 from dynorm_onnx.runtime.pieces import open_for_batches
 from dynorm_onnx.runtime.session import FATAL, make_session
 from dynorm_onnx.runtime.timing import Timing
 from dynorm_onnx.runtime.user_libraries import registered
 from dynorm_onnx.runtime.variants import time_within
-from dynorm_onnx.subject import find_subject, require_opens, with_same_outputs
+from dynorm_onnx.subject import Subject, find_subject, require_opens, with_same_outputs
 from dynorm_onnx.within_bounds import within_bounds
 
 TARGETS = (*REGISTRY, "rmsnorm")
@@ -110,10 +112,34 @@ def _convert(config: ConvertConfig, progress: Progress, ready: Callable[[Report]
         return _put_in_place(config, build_report(subject.settled(config), subject.found, subject.kept, clock), ready)
     model_io.require_weights(original)
     model_io.require_output(original, config.output_path)
+    with checkpoint_of(config, original) as checkpoint:
+        try:
+            report = _converted(config, original, subject, checkpoint, clock, ready, progress)
+        except UsageError:  # the output cannot be written, say: what was found is not lost
+            raise
+        except DynormError:
+            checkpoint.remove()
+            raise
+        checkpoint.remove()
+    return report
+
+
+def _converted(
+    config: ConvertConfig,
+    original: ir.Model,
+    subject: Subject,
+    checkpoint: Checkpoint,
+    clock: StepClock,
+    ready: Callable[[Report], object],
+    progress: Progress,
+) -> Report:
+    """The conversion of what was found in the original, written."""
     with clock.step("data"):
         require_opens(config, original)
-        data, notes = _data(config, subject.model, progress)
+        data, notes = _data(config, subject.model, checkpoint, progress)
         subject = with_same_outputs(config, original, subject, data)
+    if data is not None:
+        checkpoint.require(data=digest_of(data.calibration))
     config, notes = subject.settled(config), notes + subject.notes
     prepared, found, kept = subject.model, subject.found, dict(subject.kept)
     norms = lower(prepared, subject.chosen)
@@ -123,13 +149,13 @@ def _convert(config: ConvertConfig, progress: Progress, ready: Callable[[Report]
         require_runs(prepared, data.calibration[0])
     with clock.step("fold"):
         norms, folds = centring_folded(config, prepared, norms, found)
-    seen = _look(config, prepared, norms, data, clock)
+    seen = _look(config, prepared, norms, data, clock, checkpoint)
     kept |= seen.kept
-    turned = rotated(config, prepared, seen.norms, data, seen.leeway, clock)
+    turned = rotated(config, prepared, seen.norms, data, seen.leeway, clock, checkpoint)
     prepared, norms = turned.model, turned.norms
     if config.distils:
         require_functions(prepared, norms, config.train)
-    met = within_bounds(config, prepared, norms, data, turned.leeway, seen.in_bodies, clock)
+    met = within_bounds(config, prepared, norms, data, turned.leeway, seen.in_bodies, clock, checkpoint)
     kept |= {name: f"kept for the bound: its replacement costs {cost:.2g} of it" for name, cost in met.kept.items()}
     outcome = distilled(config, prepared, [n for n in norms if n.site_name not in met.kept], met.outcome, data, clock)
     outcome, weight_folds = with_weights_folded(config, norms, outcome, data, clock)
@@ -144,7 +170,7 @@ def _convert(config: ConvertConfig, progress: Progress, ready: Callable[[Report]
         report = build_report(
             config, found, kept, clock, data, outcome.calibrated, outcome.validation, timing, outcome.distillation,
             folds + weight_folds, turned.rotations,
-            notes + model_io.left_out(original) + _not_standard(config, written),
+            notes + model_io.left_out(original) + _not_standard(config, written), checkpoint.reused,
         )  # fmt: skip
         _put_in_place(config, report, ready, evidence, place)
     if outcome.distillation is not None:
@@ -195,7 +221,7 @@ def _evidence(
 
 
 def _data(
-    config: ConvertConfig, prepared: ir.Model, progress: Progress
+    config: ConvertConfig, prepared: ir.Model, checkpoint: Checkpoint, progress: Progress
 ) -> tuple[CalibrationData | None, tuple[str, ...]]:
     """The data, or None where nothing would look at it: an exact rewrite, neither validated nor timed.
 
@@ -205,14 +231,16 @@ def _data(
     if config.to == "rmsnorm" and not (config.validate or config.time):
         return None, ()
     try:
-        return _load_data(config, prepared, progress), ()
+        return _load_data(config, prepared, checkpoint, progress), ()
     except DataError as error:
         if config.to != "rmsnorm" or config.data is not None or config.is_bounded or config.optimize == "ort":
             raise
         return None, (f"neither validated nor timed: {error}",)
 
 
-def _load_data(config: ConvertConfig, prepared: ir.Model, progress: Progress) -> CalibrationData:
+def _load_data(
+    config: ConvertConfig, prepared: ir.Model, checkpoint: Checkpoint, progress: Progress
+) -> CalibrationData:
     return load_calibration(
         prepared,
         config.data,
@@ -227,6 +255,7 @@ def _load_data(config: ConvertConfig, prepared: ir.Model, progress: Progress) ->
             config.model, provider=config.provider, optimization=optimization, log_severity=FATAL
         ),
         progress=lambda done, total: progress("data", done, total),
+        checkpoint=checkpoint,
     )
 
 
@@ -236,13 +265,18 @@ def _look(
     norms: Sequence[LoweredNorm],
     data: CalibrationData | None,
     clock: StepClock,
+    checkpoint: Checkpoint,
 ) -> Look:
     """What the original's activations tell; nothing where nothing is fitted."""
     if config.to == "rmsnorm" or data is None:
         return Look(tuple(norms))
     with clock.step("look") as advance:
+        if (tree := checkpoint.get("look")) is not None:
+            return Look.of(tree, norms)
         function, fades = REGISTRY[config.to], config.method == "distil"
-        return look(lowered, norms, function, data.calibration, advance, coupled=config.coupled, fades=fades)
+        seen = look(lowered, norms, function, data.calibration, advance, coupled=config.coupled, fades=fades)
+        checkpoint.put("look", seen.tree())
+        return seen
 
 
 def _time(

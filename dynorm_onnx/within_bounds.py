@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from dynorm_onnx.attempts import Attempt, attempt, rewritten
 from dynorm_onnx.bounds import Met, keep_costliest
+from dynorm_onnx.calibration.checkpoint import Checkpoint
 from dynorm_onnx.calibration.data import CalibrationData
 from dynorm_onnx.calibration.fit import Fit
 from dynorm_onnx.calibration.fit_rows import Leeway
@@ -36,15 +37,16 @@ def within_bounds(
     leeway: Mapping[str, Leeway],
     in_bodies: Mapping[str, Fit],
     clock: StepClock,
+    checkpoint: Checkpoint,
 ) -> Met[Attempt]:
     """The conversion, with as many norms kept as --max-kl and --max-error ask for; BoundError if all must be.
 
-    `in_bodies` has the fits of the norms in bodies.
+    `in_bodies` has the fits of the norms in bodies; `checkpoint` what a run that was cut has found.
     """
 
     def without(kept: frozenset[str]) -> Attempt:
         replaced = [norm for norm in norms if norm.site_name not in kept]
-        return attempt(config, lowered, replaced, data, leeway, in_bodies, clock)
+        return attempt(config, lowered, replaced, data, leeway, in_bodies, clock, checkpoint)
 
     if not config.is_bounded:
         return Met(without(frozenset()), {})

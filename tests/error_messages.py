@@ -15,6 +15,11 @@ TABLE: dict[str, dict[str, str]] = {
         "is not one of": "test_bench.py::test_an_unknown_function",
         "coupled channels are more than there": "test_bench.py::test_coupled_forms_have_rows_beside_the_plain_ones",
     },
+    "calibration/checkpoint.py": {
+        "its folder is not there, or is read-only": "calibration/test_checkpoint.py::test_a_folder_that_cannot_be_made_is_refused_where_it_was_named",
+        "is no checkpoint of a calibration:": "calibration/test_checkpoint.py::test_a_folder_of_something_else_is_left_alone",
+        "…: delete it, or name another folder": "test_resume.py::test_another_runs_results_are_not_used",
+    },
     "calibration/data/arrays.py": {
         "holds no .npz files": "calibration/test_data_arrays.py::test_empty_folder",
         "is no data: expected a path, an": "calibration/test_data_arrays.py::test_an_object_that_is_no_iterable",

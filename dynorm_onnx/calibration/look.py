@@ -7,10 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 import onnx_ir as ir
 
+from dynorm_onnx.calibration.checkpoint import Tree
 from dynorm_onnx.calibration.fit import Fit
 from dynorm_onnx.calibration.fit_rows import Leeway
 from dynorm_onnx.calibration.in_bodies import seen_in_bodies
 from dynorm_onnx.calibration.leeway import leeways
+from dynorm_onnx.calibration.solved import fit_of, fit_tree
 from dynorm_onnx.errors import NoSiteError
 from dynorm_onnx.functions import Function
 from dynorm_onnx.graph.lower import LoweredNorm
@@ -29,6 +31,25 @@ class Look:
     leeway: Mapping[str, Leeway] = dataclasses.field(default_factory=dict)
     in_bodies: Mapping[str, Fit] = dataclasses.field(default_factory=dict)
     kept: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def tree(self) -> Tree:
+        """For a checkpoint."""
+        return {
+            "norms": [norm.site_name for norm in self.norms],
+            "leeway": {name: dataclasses.asdict(own) for name, own in self.leeway.items()},
+            "in_bodies": {name: fit_tree(fit) for name, fit in self.in_bodies.items()},
+            "kept": self.kept,
+        }
+
+    @classmethod
+    def of(cls, tree: Tree, norms: Sequence[LoweredNorm]) -> Look:
+        """What tree() gave of a look at these norms."""
+        return cls(
+            tuple(norm for norm in norms if norm.site_name in tree["norms"]),
+            {name: Leeway(**own) for name, own in tree["leeway"].items()},
+            {name: fit_of(fit) for name, fit in tree["in_bodies"].items()},
+            tree["kept"],
+        )
 
 
 def look(

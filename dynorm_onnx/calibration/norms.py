@@ -13,8 +13,9 @@ from dynorm_onnx.calibration.data import signature
 from dynorm_onnx.calibration.fit import Fit
 from dynorm_onnx.calibration.fit_rows import Leeway, fit_norm
 from dynorm_onnx.calibration.held_out import held_out_samples
-from dynorm_onnx.calibration.plan import SolvePoint
+from dynorm_onnx.calibration.plan import SolvePoint, order_points
 from dynorm_onnx.calibration.rows import Rows
+from dynorm_onnx.calibration.solved import Known, Solved
 from dynorm_onnx.calibration.stages import Activations, StageRunner, require_pairs
 from dynorm_onnx.calibration.weights import weights_of_batches
 from dynorm_onnx.functions import Function
@@ -38,8 +39,17 @@ class Calibrated:
     notes: tuple[str, ...] = ()
 
 
-# Solves one point in the converted model, reading activations as often as it likes.
-Solver = Callable[[ir.Model, Callable[[], Iterator[Activations]]], None]
+Solve = Callable[[ir.Model, Callable[[], Iterator[Activations]]], Solved]
+"""(the converted model, activations, which it reads as often as it likes) -> what it found."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Solver:
+    """How one point is solved, and how what was found is put into the converted model and told to the caller."""
+
+    point: SolvePoint
+    solve: Solve
+    put: Callable[[ir.Model, Solved], None]
 
 
 def calibrate_norms(
@@ -50,32 +60,61 @@ def calibrate_norms(
     progress: Callable[[int, int], None],
     leeway: Mapping[str, Leeway],
     in_bodies: Mapping[str, Fit] | None = None,
+    known: Known | None = None,
 ) -> Calibrated:
     """Method "fit": the parameters of every norm, nothing else. `lowered` is not changed.
 
     `leeway` says by site how many channels may stay coupled and how steep the function is made; `in_bodies` has the
-    fits of norms in bodies, which are only put in their place.
+    fits of norms in bodies, which are only put in their place; `known` what a run that was cut has found.
     """
     fits: dict[str, Fit] = {}
-    solve_in_order(lowered, norm_solvers(lowered, norms, function, fits, leeway, in_bodies), batches, progress)
+    solvers = norm_solvers(lowered, norms, function, fits, leeway, in_bodies)
+    solve_in_order(lowered, solvers, batches, progress, known)
     return Calibrated(fits)
 
 
 def solve_in_order(
     lowered: ir.Model,
-    solvers: Sequence[tuple[SolvePoint, Solver]],
+    solvers: Sequence[Solver],
     batches: Sequence[Feeds],
     progress: Callable[[int, int], None],
+    known: Known | None = None,
 ) -> None:
-    """Solve every point, in graph order, on what the points before it left of a clone of the model."""
+    """Solve every point, in graph order, on what the points before it left of a clone of the model.
+
+    What is `known` is not solved again, but the models run as they would: any other cut might round differently. Where
+    all is known, nothing runs.
+    """
+    known = Known() if known is None else known
+    by_name = {solver.point.name: solver for solver in solvers}
+    points = order_points(lowered.graph, [solver.point for solver in solvers])
+    if _all_are_known(lowered, [by_name[point.name] for point in points], known):
+        progress(len(points), len(points))
+        return
     converted = clone(lowered)
-    by_name = {point.name: solve for point, solve in solvers}
-    points = [point for point, _ in solvers]
     weights = weights_of_batches(lowered, batches)
     held_out = held_out_samples(batches, outermost=signature(lowered).has_samples_outermost)
     with StageRunner(lowered, converted, points, batches, token_weights=weights, held_out=held_out) as runner:
         for point in runner.points(progress):
-            by_name[point.name](converted, runner.activations)
+            solver = by_name[point.name]
+            solved = known.get(point.name)
+            if solved is None:
+                solved = solver.solve(converted, runner.activations)
+                known.put(point.name, solved)
+            solver.put(converted, solved)
+
+
+def _all_are_known(lowered: ir.Model, solvers: Sequence[Solver], known: Known) -> bool:
+    """Whether there is nothing left to solve; then everything has been put in its place."""
+    if not all(known.has(solver.point.name) for solver in solvers):
+        return False
+    converted = clone(lowered)
+    for solver in solvers:
+        solved = known.get(solver.point.name)
+        if solved is None:  # there, but damaged
+            return False
+        solver.put(converted, solved)
+    return True
 
 
 def norm_solvers(
@@ -85,29 +124,33 @@ def norm_solvers(
     fits: dict[str, Fit],
     leeway: Mapping[str, Leeway],
     in_bodies: Mapping[str, Fit] | None = None,
-) -> list[tuple[SolvePoint, Solver]]:
-    """A point and a solver for each norm, or for all in the bodies of one node; the solver puts the functions in place
-    and each Fit into `fits`."""
+) -> list[Solver]:
+    """A solver for each norm, or for all in the bodies of one node; they put the functions in place and each Fit into
+    `fits`."""
 
-    def solver(norm: LoweredNorm) -> Solver:
-        def solve(converted: ir.Model, activations: Callable[[], Iterator[Activations]]) -> None:
-            fitted = fit_norm(norm, function, functools.partial(rows_of_norm, norm, activations), leeway)
-            fits[norm.site_name] = fitted
-            put_in_place(converted, norm, function, fitted)
+    def fitted(norm: LoweredNorm) -> Solve:
+        def solve(_: ir.Model, activations: Callable[[], Iterator[Activations]]) -> Solved:
+            rows = functools.partial(rows_of_norm, norm, activations)
+            return Solved({norm.site_name: fit_norm(norm, function, rows, leeway)})
 
         return solve
 
-    def putter(members: Sequence[LoweredNorm]) -> Solver:
-        def put(converted: ir.Model, _: Callable[[], Iterator[Activations]]) -> None:
+    def as_fitted(members: Sequence[LoweredNorm]) -> Solve:
+        return lambda *_: Solved({norm.site_name: (in_bodies or {})[norm.site_name] for norm in members})
+
+    def putter(members: Sequence[LoweredNorm]) -> Callable[[ir.Model, Solved], None]:
+        def put(converted: ir.Model, solved: Solved) -> None:
+            fits.update(solved.fits)
             for norm in members:
-                fits[norm.site_name] = (in_bodies or {})[norm.site_name]
                 put_in_place(converted, norm, function, fits[norm.site_name])
 
         return put
 
     outside, inside = by_place(lowered.graph, norms)
-    solvers = [(norm_point(norm), solver(norm)) for norm in outside]
-    return solvers + [(body_point(holder), putter(members)) for holder, members in inside.items()]
+    solvers = [Solver(norm_point(norm), fitted(norm), putter([norm])) for norm in outside]
+    for holder, members in inside.items():
+        solvers.append(Solver(body_point(holder), as_fitted(members), putter(members)))
+    return solvers
 
 
 def by_place(

@@ -21,10 +21,11 @@ from dynorm_onnx.calibration.fit_rows import Leeway
 from dynorm_onnx.calibration.last_layer import fit_logits_layer, is_too_large
 from dynorm_onnx.calibration.layer_groups import EVENNESS, LayerGroup, group_layers, group_point
 from dynorm_onnx.calibration.layer_sums import gather
-from dynorm_onnx.calibration.norms import Calibrated, Solver, norm_solvers, solve_in_order
+from dynorm_onnx.calibration.norms import Calibrated, Solve, Solver, norm_solvers, solve_in_order
 from dynorm_onnx.calibration.on_grid import Metric, round_to_grid, round_with_scales
 from dynorm_onnx.calibration.plan import SolvePoint
 from dynorm_onnx.calibration.ridge import Equations, Ridge, solve_ridges
+from dynorm_onnx.calibration.solved import Known, Solved
 from dynorm_onnx.calibration.stages import Activations
 from dynorm_onnx.calibration.store import WeightStore
 from dynorm_onnx.calibration.tail import Tail, TailWeights, find_tail, fit_tail, tail_point
@@ -50,9 +51,10 @@ def reconstruct(
     progress: Callable[[int, int], None],
     leeway: Mapping[str, Leeway],
     in_bodies: Mapping[str, Fit] | None = None,
+    known: Known | None = None,
 ) -> Calibrated:
-    """Fit all norms and re-fit all linear layers behind the first. `lowered` is not changed; `leeway` and `in_bodies`
-    as for "fit"."""
+    """Fit all norms and re-fit all linear layers behind the first. `lowered` is not changed; `leeway`, `in_bodies` and
+    `known` as for "fit"."""
     coupled = any(own.most_coupled for own in leeway.values())
     groups, notes = group_layers(lowered.graph, norms, None if coupled else EVENNESS)
     logits = signature(lowered).logits
@@ -73,35 +75,40 @@ def reconstruct(
     weights: dict[str, np.ndarray | ir.TensorProtocol] = {}
     store = WeightStore(WEIGHTS_LIMIT)
 
-    def solver(group: LayerGroup) -> Solver:
-        def solve(converted: ir.Model, activations: Callable[[], Iterator[Activations]]) -> None:
-            solved = {
-                name: store.keep(name, array)
-                for name, array in solve_group(
-                    group, activations, logits if tail is None or tail.head_stays else None
-                ).items()
-            }
-            set_initializers(converted, solved)
-            weights.update(solved)
-            if tail is not None and tail.logits in group.layers:
-                weights.update(_solve_tail(tail, converted, function, fits, activations))
+    def solve(group: LayerGroup) -> Solve:
+        ends = tail is not None and tail.logits in group.layers
+        own_logits = logits if tail is None or tail.head_stays else None
+
+        def solve_layers(converted: ir.Model, activations: Callable[[], Iterator[Activations]]) -> Solved:
+            solved = Solved(weights=solve_group(group, activations, own_logits))
+            if tail is not None and ends:
+                set_initializers(converted, solved.weights)  # from where the tail goes on
+                last = _solve_tail(tail, converted, function, fits, activations)
+                solved = Solved(last.fits, {**solved.weights, **last.weights})
             let_go(*(value for layer in group.layers for value in layer.initializers))
+            return solved
 
-        return solve
+        return solve_layers
 
-    def solve_through(converted: ir.Model, activations: Callable[[], Iterator[Activations]]) -> None:
+    def solve_through(converted: ir.Model, activations: Callable[[], Iterator[Activations]]) -> Solved:
         assert tail is not None
-        weights.update(_solve_tail(tail, converted, function, fits, activations))
+        return _solve_tail(tail, converted, function, fits, activations)
+
+    def put(converted: ir.Model, solved: Solved) -> None:
+        kept = {name: store.keep(name, array) for name, array in solved.weights.items()}
+        set_initializers(converted, kept)
+        weights.update(kept)
+        fits.update(solved.fits)
 
     def point(group: LayerGroup) -> SolvePoint:
         ends = tail is not None and tail.logits in group.layers
         return group_point(group, also_converted=tail.converted if tail is not None and ends else ())
 
     solvers = norm_solvers(lowered, norms, function, fits, leeway, in_bodies)
-    solvers += [(point(group), solver(group)) for group in groups]
+    solvers += [Solver(point(group), solve(group), put) for group in groups]
     if tail is not None and not any(tail.logits in group.layers for group in groups):
-        solvers.append((tail_point(tail), solve_through))
-    solve_in_order(lowered, solvers, batches, progress)
+        solvers.append(Solver(tail_point(tail), solve_through, put))
+    solve_in_order(lowered, solvers, batches, progress, known)
     return Calibrated(fits, weights, notes)
 
 
@@ -153,8 +160,8 @@ def _solve_tail(
     function: Function,
     fits: dict[str, Fit],
     activations: Callable[[], Iterator[Activations]],
-) -> dict[str, np.ndarray]:
-    """New values, by name, of the weights of the tail's layers; the norm's bias changes in `fits`."""
+) -> Solved:
+    """New values of the weights of the tail's layers, and the norm's fit with another bias; `fits` has that of now."""
     there = find_linear_layers(converted.graph)
     writer = next(layer for layer in there.layers if layer.name == tail.writer.name)
     logits = next(layer for layer in (*there.layers, *there.held) if layer.y is not None and layer.y.name == tail.y)
@@ -163,10 +170,12 @@ def _solve_tail(
     start = TailWeights(writer.parameters(), parameters.bias, head[:0] if tail.head_stays else head)
     found = fit_tail(tail, function, fits[norm], start, activations, head if tail.head_stays else None)
     if found is None:
-        return {}
-    fits[norm] = dataclasses.replace(fits[norm], parameters=dataclasses.replace(parameters, bias=found.bias))
+        return Solved()
     solved = writer.stored_parameters(found.writer)
-    return solved if tail.head_stays else solved | logits.stored_parameters(found.logits)
+    if not tail.head_stays:
+        solved |= logits.stored_parameters(found.logits)
+    moved = dataclasses.replace(fits[norm], parameters=dataclasses.replace(parameters, bias=found.bias))
+    return Solved({norm: moved}, solved)
 
 
 def _solve_ridges(

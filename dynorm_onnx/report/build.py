@@ -32,10 +32,12 @@ def build_report(
     folds: Folds = NO_FOLDS,
     rotations: Rotations = NO_ROTATIONS,
     notes: tuple[str, ...] = (),
+    resumed: int = 0,
 ) -> Report:
     """The report of one conversion; without data and outcome, that of a dry run.
 
-    `notes` go before other warnings: of the file's, what the written one has not; what could not be checked.
+    `notes` go before other warnings: of the file's, what the written one has not; what could not be checked. `resumed`
+    is how many results of a run that was cut were used.
     """
     sites = tuple(_site(site, config, kept, calibrated) for site in found.sites) + _refused(found)
     return Report(
@@ -48,7 +50,7 @@ def build_report(
         version=__version__,
         sites=sites,
         near_misses=found.near_misses,
-        calibration=_calibration(data, clock) if calibrated else None,
+        calibration=_calibration(data, clock, resumed) if calibrated else None,
         distillation=distillation,
         validation=validation,
         verdict=judge(config, sites, validation),
@@ -102,10 +104,10 @@ def _refused(found: SitesFound) -> tuple[SiteReport, ...]:
     )
 
 
-def _calibration(data: CalibrationData | None, clock: StepClock) -> CalibrationSummary | None:
+def _calibration(data: CalibrationData | None, clock: StepClock, resumed: int) -> CalibrationSummary | None:
     if data is None:
         return None
-    return CalibrationSummary(data.source, data.samples, data.tokens, round(clock.seconds["calibrate"], 3))
+    return CalibrationSummary(data.source, data.samples, data.tokens, round(clock.seconds["calibrate"], 3), resumed)
 
 
 def _warnings(

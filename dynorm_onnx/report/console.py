@@ -51,7 +51,8 @@ def print_report(report: Report, console: Console) -> None:
     if report.calibration:
         c = report.calibration
         source = escape(c.source)
-        _say(console, f"calibrated on {c.tokens:,} tokens ({source}), {c.samples} samples, {c.seconds:.1f} s")
+        resumed = f"; {c.resumed} results are of a run that was cut" if c.resumed else ""
+        _say(console, f"calibrated on {c.tokens:,} tokens ({source}), {c.samples} samples, {c.seconds:.1f} s{resumed}")
     if report.distillation:
         _say(console, _distillation(report.distillation, arrow))
     if report.validation:

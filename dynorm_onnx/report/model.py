@@ -71,6 +71,7 @@ class CalibrationSummary:
     samples: int
     tokens: int
     seconds: float
+    resumed: int  # norms, layers and searches that a run that was cut had solved
 
 
 @dataclasses.dataclass(frozen=True)

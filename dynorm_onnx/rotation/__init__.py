@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
+from dynorm_onnx.calibration.checkpoint import Checkpoint
 from dynorm_onnx.calibration.data import CalibrationData
 from dynorm_onnx.calibration.fit_rows import Leeway
 from dynorm_onnx.config import ConvertConfig
@@ -31,6 +32,7 @@ def rotated(
     data: CalibrationData | None,
     leeway: Mapping[str, Leeway],
     clock: StepClock,
+    checkpoint: Checkpoint,
 ) -> Rotated:
     """Turns every stream for which that is exact and makes the functions err less; `lowered` stays as it is.
 
@@ -41,8 +43,8 @@ def rotated(
     if not config.rotates or data is None:
         return outcome
     with clock.step("rotate") as advance:
-        outcome = turned_to_lengths(config, outcome, data, advance)
-        outcome = turned_to_axes(config, outcome, data, advance)
+        outcome = turned_to_lengths(config, outcome, data, advance, checkpoint)
+        outcome = turned_to_axes(config, outcome, data, advance, checkpoint)
     _tell(outcome)
     return outcome
 

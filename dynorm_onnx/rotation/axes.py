@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from dynorm_onnx.calibration.checkpoint import Checkpoint
 from dynorm_onnx.calibration.data import CalibrationData
 from dynorm_onnx.calibration.fit_rows import Leeway
 from dynorm_onnx.calibration.rotation import Chosen, choose_rotation, tokens_of_streams
@@ -15,13 +16,17 @@ from dynorm_onnx.calibration.rotation.tokens import NormTokens
 from dynorm_onnx.config import ConvertConfig
 from dynorm_onnx.functions import REGISTRY
 from dynorm_onnx.graph.basis import StreamBasis
-from dynorm_onnx.rotation.turned import Rotated, names_of, turned_as_found, usable_bases, with_left
+from dynorm_onnx.rotation.turned import Rotated, found_once, names_of, turned_as_found, usable_bases, with_left
 
 LEAST_FREE = 3  # channels that may be turned: two, and one for the mean of LayerNorms
 
 
 def turned_to_axes(
-    config: ConvertConfig, given: Rotated, data: CalibrationData, progress: Callable[[int, int], None]
+    config: ConvertConfig,
+    given: Rotated,
+    data: CalibrationData,
+    progress: Callable[[int, int], None],
+    checkpoint: Checkpoint,
 ) -> Rotated:
     """Every stream turned whose functions then err less.
 
@@ -36,14 +41,22 @@ def turned_to_axes(
     bases = [basis for basis in bases if not straight.issuperset(names_of(basis))]
     known = {stream.sites for stream in given.rotations.left}
     left = [stream for stream in left if stream.sites not in known and not straight.issuperset(stream.sites)]
-    rng = np.random.default_rng(config.seed)
-    tokens = tokens_of_streams(given.model, bases, data.calibration, leeway, rng, progress) if bases else {}
-    found = {basis: _sought(config, basis, seen, leeway, rng, progress) for basis, seen in tokens.items()}
+
+    def seek() -> dict[StreamBasis, Chosen | str]:
+        rng = np.random.default_rng(config.seed)
+        tokens = tokens_of_streams(given.model, bases, data.calibration, leeway, rng, progress)
+        return {basis: _sought(config, basis, seen, leeway, rng, progress) for basis, seen in tokens.items()}
+
+    found = found_once(checkpoint, "axes", bases, seek, _chosen)
     outcome, turned = turned_as_found(config, with_left(given, left), data, found)
     done = tuple(
         Turning(names_of(basis), basis.channels, one.axes, one.before, one.after) for basis, one in turned.items()
     )
     return dataclasses.replace(outcome, rotations=dataclasses.replace(outcome.rotations, done=done))
+
+
+def _chosen(rotation: np.ndarray, before: float, after: float, axes: list[int]) -> Chosen:
+    return Chosen(rotation, before, after, tuple(axes))
 
 
 def _axes(tokens: Sequence[NormTokens], leeway: Mapping[str, Leeway]) -> list[int]:

@@ -7,17 +7,22 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from dynorm_onnx.calibration.checkpoint import Checkpoint
 from dynorm_onnx.calibration.data import CalibrationData
 from dynorm_onnx.calibration.rotation import ChosenDirections, choose_directions, length_tokens_of
 from dynorm_onnx.calibration.rotation.length_tokens import LengthTokens
 from dynorm_onnx.calibration.rotation.outcome import LengthTurning, Unturned
 from dynorm_onnx.config import ConvertConfig
 from dynorm_onnx.graph.basis import StreamBasis
-from dynorm_onnx.rotation.turned import Rotated, names_of, turned_as_found, usable_bases, with_left
+from dynorm_onnx.rotation.turned import Rotated, found_once, names_of, turned_as_found, usable_bases, with_left
 
 
 def turned_to_lengths(
-    config: ConvertConfig, given: Rotated, data: CalibrationData, progress: Callable[[int, int], None]
+    config: ConvertConfig,
+    given: Rotated,
+    data: CalibrationData,
+    progress: Callable[[int, int], None],
+    checkpoint: Checkpoint,
 ) -> Rotated:
     """Every stream turned whose norms may all couple channels, where these then tell a token's length better."""
     coupled = {site: _wanted(config, own.most_coupled) for site, own in given.leeway.items()}
@@ -29,9 +34,13 @@ def turned_to_lengths(
     others = [basis for basis in bases if any(norm.kind != "rms" for norm in basis.read)]
     left += [Unturned(names_of(basis), "directions of lengths are sought for RMSNorms only") for basis in others]
     bases = [basis for basis in bases if basis not in others]  # before the model is run for their tokens
-    rng = np.random.default_rng(config.seed)
-    tokens = length_tokens_of(given.model, bases, data.calibration, coupled, rng, progress) if bases else {}
-    found = {basis: _sought(seen, rng, progress) for basis, seen in tokens.items()}
+
+    def seek() -> dict[StreamBasis, ChosenDirections | str]:
+        rng = np.random.default_rng(config.seed)
+        tokens = length_tokens_of(given.model, bases, data.calibration, coupled, rng, progress)
+        return {basis: _sought(seen, rng, progress) for basis, seen in tokens.items()}
+
+    found = found_once(checkpoint, "lengths", bases, seek, ChosenDirections)
     outcome, turned = turned_as_found(config, with_left(given, left), data, found)
     return _with_lengths(outcome, turned)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import onnx_ir as ir
 
+from dynorm_onnx.calibration.checkpoint import Checkpoint, Tree
 from dynorm_onnx.calibration.data import CalibrationData
 from dynorm_onnx.calibration.fit_rows import Leeway
 from dynorm_onnx.calibration.rotation.outcome import NO_ROTATIONS, Rotations, Unturned
@@ -61,6 +62,29 @@ def usable_bases(model: ir.Model, norms: Sequence[LoweredNorm]) -> tuple[list[St
         else:
             left.append(Unturned(tuple(norm.site_name for norm in reading), str(reason)))
     return bases, left
+
+
+def found_once(
+    checkpoint: Checkpoint,
+    name: str,
+    bases: Sequence[StreamBasis],
+    seek: Callable[[], Mapping[StreamBasis, Found | str]],
+    made: Callable[..., Found],
+) -> dict[StreamBasis, Found | str]:
+    """What seek() finds of the streams, or a run that was cut has found and recorded by `name`; `made` makes a finding
+    of its fields."""
+    places = {basis: place for place, basis in enumerate(bases)}
+
+    def sought() -> Tree:
+        found = seek().items()
+        return {"found": [[places[basis], one if isinstance(one, str) else _fields(one)] for basis, one in found]}
+
+    tree = checkpoint.once(name, sought) if bases else {"found": []}
+    return {bases[place]: one if isinstance(one, str) else made(**one) for place, one in tree["found"]}
+
+
+def _fields(found: Any) -> dict[str, Any]:
+    return {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
 
 
 def turned_as_found(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from dynorm_onnx.calibration.checkpoint import Checkpoint
 from dynorm_onnx.calibration.data.arrays import join_samples, read_folder, read_iterable, read_npz
 from dynorm_onnx.calibration.data.batches import COMPARED_LOGITS_BYTES, batch_rows
 from dynorm_onnx.calibration.data.drawing import Progress
@@ -36,6 +37,7 @@ _RANDOM_INPUTS = (
     "the model was calibrated on random inputs: quality on real data will be lower than with samples of it (--data)"
 )
 _PROBE_LENGTH = 16
+_TEXT = "text"  # of the checkpoint
 _ONE_SAMPLE = "the data has a single sample, so the model was validated on what it was calibrated on"
 
 
@@ -100,6 +102,7 @@ def load_calibration(
     drawn: bool = False,
     trial: Opener | None = None,
     progress: Progress = lambda done, total: None,
+    checkpoint: Checkpoint | None = None,
 ) -> CalibrationData:
     """Batches to calibrate and to validate on, complete for the model's inputs.
 
@@ -119,6 +122,7 @@ def load_calibration(
         trial: opens the model to find out whether it takes several samples at once; None: it is believed where it says
             so.
         progress: called while the model writes text.
+        checkpoint: has the text that the model has written for a run that was cut, or will have it.
 
     Raises:
         UsageError: samples or max_length too small, a tokenizer is needed and not there, a file of
@@ -132,7 +136,7 @@ def load_calibration(
     what = signature(model)
     wanted = _Wanted(model.graph, what, rng, samples, _longest(what, folder, max_length), tokenizer, folder)
     if data is None:
-        found = _without_data(wanted, session, progress, drawn)
+        found = _without_data(wanted, session, progress, drawn, checkpoint or Checkpoint())
     else:
         found = _drawn(wanted) if _is_random(data) else _read(data, wanted)
     calibration, validation = _completed(found, wanted)
@@ -224,11 +228,19 @@ def _read(data: Any, wanted: _Wanted) -> _Found:
     raise UsageError(f"the data {path} must be .npz, .jsonl, .txt or a folder of .npz files")
 
 
-def _without_data(wanted: _Wanted, session: Callable[[], Any], progress: Progress, drawn: bool) -> _Found:
+def _without_data(
+    wanted: _Wanted, session: Callable[[], Any], progress: Progress, drawn: bool, checkpoint: Checkpoint
+) -> _Found:
     if wanted.signature.logits is not None and not takes_records(wanted.signature):
+        text = checkpoint.get(_TEXT)
+        if text is not None:
+            wanted.rng.bit_generator.state = text["rng"]
+            return _text_of_the_model(text["rows"])
         made = session()
         if _writes(wanted, made):
-            return _written(wanted, made, progress)
+            rows = _written(wanted, made, progress)
+            checkpoint.put(_TEXT, {"rows": rows, "rng": wanted.rng.bit_generator.state})
+            return _text_of_the_model(rows)
     if drawn:
         return _drawn(wanted)
     raise DataError(
@@ -271,8 +283,12 @@ def _writes(wanted: _Wanted, session: Any) -> bool:
     return is_causal(session, feeds, LogitsOutput(what.logits, what.tokens.name, aligned=True))
 
 
-def _written(wanted: _Wanted, session: Any, progress: Progress) -> _Found:
-    texts = sample_texts(
+def _text_of_the_model(rows: np.ndarray) -> _Found:
+    return _Found("text that the model wrote", rows=list(rows), is_run=True)
+
+
+def _written(wanted: _Wanted, session: Any, progress: Progress) -> np.ndarray:
+    return sample_texts(
         wanted.signature,
         session,
         wanted.rng,
@@ -281,7 +297,6 @@ def _written(wanted: _Wanted, session: Any, progress: Progress) -> _Found:
         first_token=_first_token(wanted),
         progress=progress,
     )
-    return _Found("text that the model wrote", rows=list(texts), is_run=True)
 
 
 def _first_token(wanted: _Wanted) -> int | None:
