@@ -32,8 +32,9 @@ from dynorm_onnx.graph.model_io import clone
 from dynorm_onnx.graph.pieces import part_of_model
 from dynorm_onnx.graph.reads import holders_of
 from dynorm_onnx.runtime.activations import ActivationStore
-from dynorm_onnx.runtime.arrays import Feeds, run
-from dynorm_onnx.runtime.session import FATAL, make_session
+from dynorm_onnx.runtime.arrays import Feeds
+from dynorm_onnx.runtime.pieces import open_for_batches, run_batches
+from dynorm_onnx.runtime.session import FATAL
 
 _NOT_HAD = "what it sees cannot be had"
 
@@ -105,10 +106,11 @@ def _run(
         return given, kept
     inputs = [str(value.name) for value in opened.graph.inputs if not value.is_initializer()]
     try:
-        session = make_session(part_of_model(opened, inputs, outputs), log_severity=FATAL)
-        taken = {value.name for value in session.get_inputs()}
-        for batch, feeds in enumerate(batches):
-            for name, array in run(session, {name: feeds[name] for name in inputs if name in taken}).items():
+        model = open_for_batches(part_of_model(opened, inputs, outputs), log_severity=FATAL)
+        taken = {value.name for value in model.get_inputs()}
+        fed = [{name: feeds[name] for name in inputs if name in taken} for feeds in batches]
+        for batch, made in enumerate(run_batches(model, fed)):
+            for name, array in made.items():
                 store.put(batch, name, array)
     except ModelError as error:
         if len(norms) == 1:

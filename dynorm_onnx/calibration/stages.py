@@ -18,8 +18,8 @@ from dynorm_onnx.calibration.plan import Plan, SolvePoint, Stage, make_plan
 from dynorm_onnx.errors import ModelError
 from dynorm_onnx.graph.pieces import part_of_model
 from dynorm_onnx.runtime.activations import ActivationStore
-from dynorm_onnx.runtime.arrays import Feeds, run
-from dynorm_onnx.runtime.session import make_session
+from dynorm_onnx.runtime.arrays import Feeds
+from dynorm_onnx.runtime.pieces import open_for_batches, run_batches
 
 log = logging.getLogger(__name__)
 
@@ -111,10 +111,11 @@ class StageRunner:
         # What only a norm that was replaced has read is gone: a weight made at run time, as long as x.
         there = ir.convenience.create_value_mapping(self._models[which].graph)
         inputs = [name for name in stage.inputs if name in there]
-        session = make_session(part_of_model(self._models[which], inputs, stage.outputs))
-        for batch in range(len(self._batches)):
-            feeds = {name: self._value(which, batch, name) for name in inputs}
-            for name, array in run(session, feeds).items():
+        # In pieces where a stage is large: the first one leads through all norms that are kept.
+        model = open_for_batches(part_of_model(self._models[which], inputs, stage.outputs), arena=True)
+        feeds = [{name: self._value(which, batch, name) for name in inputs} for batch in range(len(self._batches))]
+        for batch, made in enumerate(run_batches(model, feeds)):
+            for name, array in made.items():
                 self._stores[which].put(batch, name, array)
 
     def _value(self, which: str, batch: int, name: str) -> np.ndarray:

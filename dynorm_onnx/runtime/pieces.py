@@ -147,10 +147,10 @@ class PiecewiseModel:
     """
 
     def __init__(
-        self, model: ir.Model, *, provider: Provider = "cpu", limit: int = PIECE_LIMIT, **options: Any
+        self, model: ir.Model, *, provider: Provider = "cpu", limit: int | None = None, **options: Any
     ) -> None:
         self._model, self._provider, self._options = model, provider, options
-        self._pieces = cut_by_weights(model.graph, limit)
+        self._pieces = cut_by_weights(model.graph, PIECE_LIMIT if limit is None else limit)
 
     @property
     def pieces(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,6 +13,7 @@ import pytest
 
 from dynorm_onnx.calibration.plan import SolvePoint, make_plan
 from dynorm_onnx.calibration.stages import StageRunner
+from dynorm_onnx.runtime import pieces
 from dynorm_onnx.runtime.activations import ActivationStore
 from dynorm_onnx.runtime.arrays import run
 from dynorm_onnx.runtime.session import make_session
@@ -73,8 +75,11 @@ def every_value(model: ir.Model, feeds: dict[str, np.ndarray]) -> dict[str, np.n
     return run(make_session(shown, optimization="none"), feeds) | feeds
 
 
+@pytest.mark.parametrize("whole", [1 << 30, 0], ids=["whole", "in pieces"])
 @pytest.mark.parametrize("memory_limit", [1 << 30, 0], ids=["memory", "memory-mapped"])
-def test_delivers_what_whole_runs_deliver(memory_limit: int) -> None:
+def test_delivers_what_whole_runs_deliver(memory_limit: int, whole: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "BATCHES_LIMIT", whole)
+    monkeypatch.setattr(pieces, "PIECE_LIMIT", whole)
     first, second = [1.0, 2.0, 0.5, 1.5], [0.9, 1.7, 0.7, 1.1]
     original, converted = residual_model(first), residual_model(first)
     data = batches(3)
@@ -93,6 +98,24 @@ def test_delivers_what_whole_runs_deliver(memory_limit: int) -> None:
             slope = converted.graph.initializers[f"slope{number}"]  # what a solver does
             slope.const_value = ir.tensor(np.array(second[number], np.float32), name=slope.name)
     assert seen == [f"y{i}" for i in range(LAYERS)]
+
+
+def test_a_stage_is_opened_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What leads to the first point may be nearly all of the model, where the norms before it are kept."""
+    opened: list[int] = []
+    monkeypatch.setattr(pieces, "BATCHES_LIMIT", 0)
+    monkeypatch.setattr(pieces, "PIECE_LIMIT", 0)
+
+    def counted(part: ir.Model, **options: Any) -> Any:
+        opened.append(sum(node.op_type == "Mul" for node in part.graph))
+        return make_session(part, **options)
+
+    monkeypatch.setattr(pieces, "make_session", counted)
+    model = residual_model([1.0] * LAYERS)
+    with StageRunner(model, model, points_of(model)[:1], batches(1)) as runner:
+        for _ in runner.points():
+            assert len(list(runner.activations())) == 1
+    assert len(opened) >= LAYERS and max(opened) <= 1
 
 
 def test_no_node_is_computed_twice() -> None:
