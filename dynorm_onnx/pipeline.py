@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -29,6 +30,7 @@ from dynorm_onnx.report.evidence import Evidence, gather_evidence
 from dynorm_onnx.report.html import require_html, staged_html
 from dynorm_onnx.resume import checkpoint_of
 from dynorm_onnx.rotation import rotated
+from dynorm_onnx.runtime.memory import lack_of_memory, require_memory, session_bytes
 from dynorm_onnx.runtime.pieces import open_for_batches
 from dynorm_onnx.runtime.session import FATAL, make_session
 from dynorm_onnx.runtime.timing import Timing
@@ -162,7 +164,7 @@ def _converted(
     outcome = with_calibration_text(config, outcome, data, clock)
     written = as_written(config, outcome.converted)
     with clock.step("time"):
-        timing = _time(config, written, data, clock.total, subject.fused)
+        timing, why_not = _time(config, original, written, data, clock.total, subject.fused)
     evidence = _evidence(config, prepared, norms, outcome.calibrated, data, clock)
     with contextlib.ExitStack() as files:
         with clock.step("save"):
@@ -170,7 +172,7 @@ def _converted(
         report = build_report(
             config, found, kept, clock, data, outcome.calibrated, outcome.validation, timing, outcome.distillation,
             folds + weight_folds, turned.rotations,
-            notes + model_io.left_out(original) + _not_standard(config, written), checkpoint.reused,
+            notes + why_not + model_io.left_out(original) + _not_standard(config, written), checkpoint.reused,
         )  # fmt: skip
         _put_in_place(config, report, ready, evidence, place)
     if outcome.distillation is not None:
@@ -244,7 +246,7 @@ def _load_data(
     return load_calibration(
         prepared,
         config.data,
-        session=lambda: make_session(config.model, provider=config.provider),
+        session=functools.partial(_session_to_write_with, config, prepared),
         tokenizer=config.tokenizer,
         samples=config.samples,
         max_length=config.max_length,
@@ -257,6 +259,13 @@ def _load_data(
         progress=lambda done, total: progress("data", done, total),
         checkpoint=checkpoint,
     )
+
+
+def _session_to_write_with(config: ConvertConfig, prepared: ir.Model) -> Any:
+    """One of the whole model, for it is run once for every token."""
+    if config.provider == "cpu":
+        require_memory(session_bytes(prepared), "a session of the whole model, to write text with,", "give --data")
+    return make_session(config.model, provider=config.provider)
 
 
 def _look(
@@ -280,9 +289,20 @@ def _look(
 
 
 def _time(
-    config: ConvertConfig, converted: ir.Model, data: CalibrationData | None, seconds: float, fused: ir.Model | None
-) -> tuple[Timing, ...]:
-    """The variants' times, measured in no more than about `seconds`: what the conversion has taken so far."""
+    config: ConvertConfig,
+    original: ir.Model,
+    converted: ir.Model,
+    data: CalibrationData | None,
+    seconds: float,
+    fused: ir.Model | None,
+) -> tuple[tuple[Timing, ...], tuple[str, ...]]:
+    """The variants' times, measured in no more than about `seconds`: what the conversion has taken so far. None where
+    whole models do not fit in memory, with what the user must be told."""
     if not config.time or data is None:
-        return ()
-    return time_within(config.model, converted, data.validation[0], seconds, provider=config.provider, fused=fused)
+        return (), ()
+    needed = 2 * (session_bytes(original) + session_bytes(converted)) if config.provider == "cpu" else 0
+    lack = lack_of_memory(needed, "whole sessions of the variants")
+    if lack is not None:
+        return (), (f"not timed: {lack}",)
+    feeds = data.validation[0]
+    return time_within(config.model, converted, feeds, seconds, provider=config.provider, fused=fused), ()

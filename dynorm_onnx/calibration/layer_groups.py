@@ -75,7 +75,7 @@ def group_layers(
                 "the converted model cannot be paired"
             )
             continue
-        if _bytes_of_sums(layer) > GRAM_LIMIT:
+        if bytes_of_sums(layer) > GRAM_LIMIT:
             left[layer.label] = f"its {layer.inputs} inputs are too many to sum up"
             continue
         together.setdefault((str(layer.x.name), layer.feature_axis), []).append(layer)
@@ -100,7 +100,8 @@ def _writers(layers: Sequence[LinearLayer], stages: dict[str, int], place: int) 
             yield layer.name
 
 
-def _bytes_of_sums(layer: LinearLayer) -> int:
+def bytes_of_sums(layer: LinearLayer) -> int:
+    """What the sums over tokens take that a layer is solved from, and those that its lambda is chosen by."""
     return 8 * 2 * (2 * layer.inputs**2 + 2 * layer.inputs * layer.outputs)
 
 

@@ -8,11 +8,12 @@ from typing import Protocol
 import numpy as np
 
 from dynorm_onnx.calibration.held_out import held_out_rows
-from dynorm_onnx.calibration.layer_groups import LayerGroup
+from dynorm_onnx.calibration.layer_groups import LayerGroup, bytes_of_sums
 from dynorm_onnx.calibration.ridge import Equations, NormalSums, TokenRows
 from dynorm_onnx.calibration.stages import Activations
 from dynorm_onnx.calibration.weights import row_weights
 from dynorm_onnx.graph.linear_layer import LinearLayer
+from dynorm_onnx.runtime.memory import require_memory
 
 
 class LayerData(Protocol):
@@ -73,6 +74,10 @@ def gather(group: LayerGroup, activations: Callable[[], Iterator[Activations]]) 
     """(tokens to solve with, tokens to choose lambda with)."""
     axis, inputs = group.layers[0].feature_axis, group.layers[0].inputs
     few = sum(batch.converted[group.x].size // inputs for batch in activations()) < inputs
+    if not few:
+        labels = ", ".join(layer.label for layer in group.layers)
+        needed = max(map(bytes_of_sums, group.layers))
+        require_memory(needed, f"the sums of {labels}", "--method fit does without")
     parts: tuple[LayerData, LayerData] = (GroupRows(), GroupRows()) if few else (GroupSums(inputs), GroupSums(inputs))
     for batch in activations():
         original, converted = (rows_of(values[group.x], axis) for values in (batch.original, batch.converted))

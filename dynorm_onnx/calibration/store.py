@@ -12,17 +12,21 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from dynorm_onnx.runtime.memory import at_most
+
 log = logging.getLogger(__name__)
+
+_SHARE = 8  # of the memory that is free
 
 
 class WeightStore:
     """Weights as they are solved: arrays while all fit `memory_limit` bytes, then tensors read from a file when used.
 
-    The files go when the last of their tensors does.
+    The limit is an eighth of what is free, if that is less. The files go when the last of their tensors does.
     """
 
     def __init__(self, memory_limit: int) -> None:
-        self._limit = memory_limit
+        self._limit = at_most(memory_limit, _SHARE)
         self._held = 0
         self._folder: Path | None = None
         self._written = 0

@@ -9,19 +9,22 @@ from pathlib import Path
 import numpy as np
 
 from dynorm_onnx.runtime.arrays import is_tensor_of_numbers
+from dynorm_onnx.runtime.memory import at_most
 
 log = logging.getLogger(__name__)
+
+_SHARE = 8  # of the memory that is free: two models have a store each, and need the rest to run
 
 
 class ActivationStore:
     """Arrays by (batch, name). Close it, or use it in a `with`, to delete what it wrote.
 
-    Above `memory_limit` bytes held, new arrays go to files in a temporary folder and are read back
-    through memory maps, so that the operating system decides what stays in memory.
+    Above `memory_limit` bytes held (or an eighth of the memory that is free, if that is less) new arrays go to files in
+    a temporary folder and are read back through memory maps, so that the operating system decides what stays in memory.
     """
 
     def __init__(self, memory_limit: int) -> None:
-        self._limit = memory_limit
+        self._limit = at_most(memory_limit, _SHARE)
         self._held = 0
         self._arrays: dict[tuple[int, str], np.ndarray] = {}
         self._files: dict[tuple[int, str], Path] = {}

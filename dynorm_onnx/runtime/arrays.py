@@ -29,6 +29,7 @@ FOREIGN_TYPES: dict[np.dtype, int] = {
 }
 """The types that the binding cannot take as numpy arrays, with their number in ONNX."""
 
+_NO_MEMORY = ("std::bad_alloc", "Failed to allocate memory")
 _FOREIGN_DTYPES = {number: dtype for dtype, number in FOREIGN_TYPES.items()}
 
 
@@ -104,6 +105,7 @@ def _argument_errors() -> tuple[type[Exception], ...]:
 
 
 def first_line(error: BaseException) -> str:
-    """ONNX Runtime's message without its prefix and call stack."""
+    """ONNX Runtime's message without its prefix and call stack; where it says so in its own way, that memory lacks."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].removeprefix("[ONNXRuntimeError] : ")
+    told = lines[0].removeprefix("[ONNXRuntimeError] : ")
+    return f"not enough memory: {told}" if any(sign in told for sign in _NO_MEMORY) else told

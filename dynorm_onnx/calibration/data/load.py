@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -29,6 +30,8 @@ from dynorm_onnx.calibration.data.windows import divide, held_out
 from dynorm_onnx.errors import DataError, UsageError
 from dynorm_onnx.runtime.arrays import Feeds
 from dynorm_onnx.runtime.logits import LogitsOutput, is_causal
+
+log = logging.getLogger(__name__)
 
 RANDOM = "random"
 """The data that is none: inputs drawn at random."""
@@ -112,7 +115,7 @@ def load_calibration(
             CalibrationDataReader; RANDOM: inputs are drawn from the signature; or None: a causal language model
             writes text.
         session: makes an onnxruntime.InferenceSession of the model; called only without data, and only
-            if the model has logits over the vocabulary of its tokens.
+            if the model has logits over the vocabulary of its tokens. MemoryError where there is no room for one.
         samples: at most so many for calibration; a fifth of that, but 256 at most, for validation.
         max_length: the most tokens in one sample; less where the model says that it takes less.
         seed: of everything random.
@@ -128,7 +131,7 @@ def load_calibration(
         UsageError: samples or max_length too small, a tokenizer is needed and not there, a file of
             another kind. DataError: the data cannot be read or does not fit the model, there is none for a model
             that writes no text, or the model fails on inputs drawn at random.
-        ModelError: the model cannot be fed or run.
+        ModelError: the model cannot be fed or run. MemoryError: what `session` raises.
     """
     if samples < 1 or max_length < 1:
         raise UsageError(f"--samples and --max-length must be at least 1, not {samples} and {max_length}")
@@ -236,8 +239,8 @@ def _without_data(
         if text is not None:
             wanted.rng.bit_generator.state = text["rng"]
             return _text_of_the_model(text["rows"])
-        made = session()
-        if _writes(wanted, made):
+        made = _opened(session, drawn)
+        if made is not None and _writes(wanted, made):
             rows = _written(wanted, made, progress)
             checkpoint.put(_TEXT, {"rows": rows, "rng": wanted.rng.bit_generator.state})
             return _text_of_the_model(rows)
@@ -247,6 +250,17 @@ def _without_data(
         "the model writes no text that it could be calibrated on, and on random inputs a function fits that real data "
         f"need not suit: {_asked_for(wanted.signature)}, or --data {RANDOM} to see what random inputs lead to"
     )
+
+
+def _opened(session: Callable[[], Any], drawn: bool) -> Any | None:
+    """The session; None where there is no memory for it and inputs that are drawn do as well."""
+    try:
+        return session()
+    except MemoryError as error:
+        if not drawn:
+            raise
+        log.info("the inputs are drawn: %s", error)
+        return None
 
 
 def _asked_for(what: ModelSignature) -> str:
