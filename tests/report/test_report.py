@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import io
 import json
 from pathlib import Path
@@ -39,6 +40,18 @@ def test_json_holds_only_plain_values(report: Report) -> None:
     assert set(again["seconds"]) == set(steps.split())
     assert again["peak_memory_mib"] > 50
     assert again["changed_initializers"]
+
+
+def test_a_checkout_that_is_not_installed_has_a_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = importlib.metadata.version
+
+    def version(name: str) -> str:
+        if name == "dynorm-onnx":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return asked(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    assert convert_model(MODEL, dry_run=True).version == __version__
 
 
 def test_the_console_shows_what_a_person_asks_for(report: Report) -> None:
