@@ -15,7 +15,8 @@ import onnx
 
 from tests.builders import layer_forms, one_node_forms, rms_forms
 from tests.builders.cases import CHANNELS, FormCase
-from tests.builders.graph import NEWEST, NUMPY, Graph
+from tests.builders.graph import NUMPY, Graph
+from tests.builders.installed import NEWEST
 
 SHAPE = (2, 3, CHANNELS)
 TYPES = ("float32", "float16", "double")
