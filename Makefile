@@ -26,7 +26,7 @@ DOCS := $(VENV)/docs
 WHEEL := $(VENV)/wheel
 LARGEST := custom_ops/cpu_kernels.cpp
 CPP := $(LARGEST) $(filter-out $(LARGEST),$(wildcard custom_ops/*.cpp tests/custom_ops/native/*.cpp))
-FORMATTED := $(CPP) $(wildcard custom_ops/*.h custom_ops/*.cu examples/cpp/*.cpp)
+FORMATTED := $(CPP) $(wildcard custom_ops/*.h custom_ops/*.cu tests/custom_ops/native/*.h examples/cpp/*.cpp)
 CUDA ?= AUTO
 PYTHONS ?= $(PYTHON)
 

@@ -23,6 +23,7 @@ namespace sessions {
 using Status = OrtStatus*;
 
 // use(name, place, what it returns, arguments)
+// clang-format off: a line each.
 #define SESSION_ENTRIES(use)                                                                        \
     use(GetErrorMessage, 2, const char*, (const OrtStatus*))                                        \
     use(CreateEnv, 3, Status, (int, const char*, OrtEnv**))                                         \
@@ -51,6 +52,7 @@ using Status = OrtStatus*;
     use(ReleaseValue, 96, void, (OrtValue*))                                                        \
     use(ReleaseSessionOptions, 100, void, (OrtSessionOptions*))                                     \
     use(RegisterCustomOpsLibrary_V2, 228, Status, (OrtSessionOptions*, const char*))
+// clang-format on
 
 #ifdef DYNORM_OFFICIAL_ORT_HEADER
 #define SESSION_PLACE(name, place, result, arguments) \
@@ -121,6 +123,7 @@ class Session {
     std::vector<OrtValue*> run(const std::vector<OrtValue*>& values) const {
         const auto pointers = [](const std::vector<std::string>& names) {
             std::vector<const char*> result;
+            result.reserve(names.size());
             for (const std::string& name : names) result.push_back(name.c_str());
             return result;
         };

@@ -9,6 +9,7 @@
 // The model's inputs and outputs are matrices of kChannels columns whose names end in their type.
 #include <atomic>
 #include <cstring>
+#include <fstream>
 #include <random>
 #include <thread>
 
@@ -130,6 +131,7 @@ int run_concurrently(const Api& api, const OrtMemoryInfo* memory, const Session&
     }
     std::atomic<size_t> waiting{0}, inside{0}, most{0}, different{0};
     std::vector<std::thread> workers;
+    workers.reserve(threads);
     for (size_t t = 0; t < threads; ++t) {
         workers.emplace_back([&, t] {
             for (++waiting; waiting < threads;) std::this_thread::yield();  // all at once
@@ -140,7 +142,7 @@ int run_concurrently(const Api& api, const OrtMemoryInfo* memory, const Session&
                 }
                 run(api, memory, shared, one, [&](size_t output, const char* data) {
                     const size_t size = bytes_of(shared.outputs()[output], one.rows);
-                    if (std::memcmp(data, one.expected[output].get(), size)) ++different;
+                    if (std::memcmp(data, one.expected[output].get(), size) != 0) ++different;
                 });
                 --inside;
             }
@@ -153,11 +155,8 @@ int run_concurrently(const Api& api, const OrtMemoryInfo* memory, const Session&
 }
 
 size_t resident_kilobytes() {
-    size_t pages = 0;
-    if (FILE* file = std::fopen("/proc/self/statm", "r")) {
-        if (std::fscanf(file, "%*u %zu", &pages) != 1) pages = 0;
-        std::fclose(file);
-    }
+    size_t all = 0, pages = 0;
+    std::ifstream("/proc/self/statm") >> all >> pages;
     return pages * size_t(sysconf(_SC_PAGESIZE)) / 1024;
 }
 
@@ -193,7 +192,8 @@ int main(int count, char** arguments) {
     if (what == "concurrent" && count == 8) {
         const size_t runs = std::strtoull(arguments[6], nullptr, 10);
         const Session alone(api, env, arguments[2], arguments[3], 1);
-        const Session shared(api, env, arguments[2], arguments[3], std::atoi(arguments[7]));
+        const Session shared(api, env, arguments[2], arguments[3],
+                             int(std::strtol(arguments[7], nullptr, 10)));
         result = run_concurrently(api, memory, alone, shared, number, runs);
     } else if (what == "sessions") {
         make_and_destroy(api, env, memory, arguments, number);
