@@ -26,6 +26,12 @@ def require_html(path: Path) -> None:
     if not os.access(folder, os.W_OK):
         problem = "is read-only" if folder.is_dir() else "is not there"
         raise UsageError(f"--report {path}: the folder {folder} {problem}")
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return
+    except OSError as error:  # a name that no file can have
+        raise UsageError(f"--report {path}: cannot be written: {error.strerror or error}") from error
 
 
 def write_html(report: Report, path: Path, evidence: Evidence | None = None) -> None:
