@@ -36,6 +36,8 @@ PIECE_LIMIT = 64 << 20
 ACTIVATIONS_LIMIT = 1 << 29
 """Bytes of activations between two pieces that are kept in memory before they go to files."""
 
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+
 
 @dataclasses.dataclass(frozen=True)
 class Port:
@@ -207,10 +209,19 @@ class PiecewiseModel:
 
     def _session(self, piece: Piece) -> Any:
         part = part_of_model(self._model, piece.inputs, piece.outputs)
-        return make_session(part, provider=self._provider, arena=False, **self._options)
+        packed = not _is_of_one_large_weight(part)
+        return make_session(part, provider=self._provider, arena=False, prepacking=packed, **self._options)
 
     def _require_feeds(self, batches: Sequence[Feeds]) -> None:
         for feeds in batches:
             missing = [port.name for port in self.get_inputs() if port.name not in feeds]
             if missing:
                 raise ValueError(f"required inputs {missing} are missing from the feeds")
+
+
+def _is_of_one_large_weight(part: ir.Model) -> bool:
+    """Whether a piece is as large as it is for one weight of floats, as a rule that of the logits: those of two models are
+    there at once where these are compared. (With quantised ones ONNX Runtime computes otherwise if they are not packed.)"""
+    tensors = [value.const_value for value in part.graph.initializers.values() if value.const_value is not None]
+    largest = max(tensors, key=lambda tensor: tensor.nbytes, default=None)
+    return largest is not None and largest.nbytes > PIECE_LIMIT and largest.dtype in _FLOATS

@@ -36,6 +36,7 @@ PROVIDERS: dict[str, tuple[str, ...]] = {
 
 _LEVELS = {"all": "ORT_ENABLE_ALL", "basic": "ORT_ENABLE_BASIC", "none": "ORT_DISABLE_ALL"}
 _SPINNING = "session.intra_op.allow_spinning"
+_NO_PREPACKING = "session.disable_prepacking"
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 _LARGEST_MESSAGE = 2**31 - 2**24  # protobuf's 2 GiB, with room for the nodes
 _ERROR, FATAL = 3, 4  # ONNX Runtime's log severities
@@ -51,6 +52,7 @@ def make_session(
     threads: int | None = None,
     spinning: bool = False,
     arena: bool = True,
+    prepacking: bool = True,
     log_severity: int = _ERROR,
     provider_options: Mapping[str, str] | None = None,
     custom_op_libraries: Sequence[str | os.PathLike[str]] = (),
@@ -69,6 +71,8 @@ def make_session(
             this process or another, they would take the processor from it.
         arena: whether memory is kept from run to run, which saves up to a tenth of the time and may hold twice what
             one run needs.
+        prepacking: whether ONNX Runtime copies weights into the order that its kernels read them in. While it does, a
+            weight is there twice; without, each run does so part by part.
         log_severity: the least severity that ONNX Runtime itself writes to stderr (2 warnings, 3 errors).
         provider_options: options of the provider, as ONNX Runtime names them ({"use_tf32": "0"}).
         custom_op_libraries: files of other libraries whose operators the model has. Those that
@@ -87,6 +91,8 @@ def make_session(
     options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, _LEVELS[optimization])
     options.add_session_config_entry(*RECORD_PLACEMENT)
     options.enable_cpu_mem_arena = options.enable_mem_pattern = arena
+    if not prepacking:
+        options.add_session_config_entry(_NO_PREPACKING, "1")
     if threads is not None:
         options.intra_op_num_threads = threads
     if not spinning:
