@@ -220,8 +220,9 @@ class PiecewiseModel:
 
 
 def _is_of_one_large_weight(part: ir.Model) -> bool:
-    """Whether a piece is as large as it is for one weight of floats, as a rule that of the logits: those of two models are
-    there at once where these are compared. (With quantised ones ONNX Runtime computes otherwise if they are not packed.)"""
+    """Whether a piece is as large as it is for one weight of floats, as a rule that of the logits. Those of two models
+    are in memory at once where they are compared. (Quantised ones are computed with otherwise if they are not packed.)
+    """
     tensors = [value.const_value for value in part.graph.initializers.values() if value.const_value is not None]
     largest = max(tensors, key=lambda tensor: tensor.nbytes, default=None)
     return largest is not None and largest.nbytes > PIECE_LIMIT and largest.dtype in _FLOATS
