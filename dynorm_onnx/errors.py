@@ -17,6 +17,10 @@ class ModelError(DynormError):
     """The model cannot be read, is incomplete, or uses what cannot be handled."""
 
 
+class NoMemoryError(ModelError):
+    """The model needs more memory than there is: with more, or with less to do, the same command may succeed."""
+
+
 class DataError(DynormError):
     """The calibration data cannot be read or does not fit the model's inputs."""
 

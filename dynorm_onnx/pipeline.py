@@ -17,7 +17,7 @@ from dynorm_onnx.calibration.look import Look, look
 from dynorm_onnx.calibration.norms import Calibrated
 from dynorm_onnx.config import ConvertConfig, check_choice
 from dynorm_onnx.distillation import require_functions, require_runs, require_torch
-from dynorm_onnx.errors import DataError, DynormError, UsageError
+from dynorm_onnx.errors import DataError, DynormError, NoMemoryError, UsageError
 from dynorm_onnx.folding import centring_folded
 from dynorm_onnx.functions import REGISTRY
 from dynorm_onnx.graph import model_io
@@ -117,7 +117,7 @@ def _convert(config: ConvertConfig, progress: Progress, ready: Callable[[Report]
     with checkpoint_of(config, original) as checkpoint:
         try:
             report = _converted(config, original, subject, checkpoint, clock, ready, progress)
-        except UsageError:  # the output cannot be written, say: what was found is not lost
+        except (UsageError, NoMemoryError):  # the output cannot be written, say: what was found is not lost
             raise
         except DynormError:
             checkpoint.remove()

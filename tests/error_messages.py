@@ -278,7 +278,11 @@ TABLE: dict[str, dict[str, str]] = {
     "runtime/opset.py": {
         "knows none above": "test_opsets.py::test_an_opset_that_onnx_runtime_does_not_know_is_named",
     },
+    "runtime/arrays.py": {
+        "not enough memory to run the model": "large/test_large.py::test_what_onnx_runtime_lacks_is_said",
+    },
     "runtime/session.py": {
+        "not enough memory to load": "large/test_large.py::test_what_onnx_runtime_lacks_is_said",
         "optimization": "runtime/test_session.py::test_knobs_out_of_range",
         "ONNX Runtime cannot load": "runtime/test_session.py::test_files_that_are_no_models",
         ": there is no such file": "runtime/test_session.py::test_files_that_are_no_models",

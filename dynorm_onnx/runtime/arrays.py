@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 import onnx
 
-from dynorm_onnx.errors import DataError, ModelError
+from dynorm_onnx.errors import DataError, ModelError, NoMemoryError
 from dynorm_onnx.runtime.library import onnxruntime
 
 Feeds = dict[str, np.ndarray]
@@ -29,7 +29,7 @@ FOREIGN_TYPES: dict[np.dtype, int] = {
 }
 """The types that the binding cannot take as numpy arrays, with their number in ONNX."""
 
-_NO_MEMORY = ("std::bad_alloc", "Failed to allocate memory")
+_NO_MEMORY = ("std::bad_alloc", "Failed to allocate memory", "Cannot allocate memory")
 _FOREIGN_DTYPES = {number: dtype for dtype, number in FOREIGN_TYPES.items()}
 
 
@@ -79,7 +79,8 @@ def run(session: Any, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | 
         The outputs by name, in the order asked for.
 
     Raises:
-        DataError: the feeds do not fit the inputs. ModelError: the model failed while running.
+        DataError: the feeds do not fit the inputs. ModelError: the model failed while running; NoMemoryError where it
+            failed for that.
     """
     names = [output.name for output in session.get_outputs()] if outputs is None else list(outputs)
     types = {output.name: output.type for output in session.get_outputs()}
@@ -94,6 +95,8 @@ def run(session: Any, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | 
     except _argument_errors() as error:
         raise DataError(f"the feeds do not fit the model's inputs: {first_line(error)}") from error
     except Exception as error:  # ONNX Runtime's exceptions have no common base class
+        if lacks_memory(error):
+            raise NoMemoryError(f"not enough memory to run the model: {first_line(error)}") from error
         raise ModelError(f"ONNX Runtime failed while running the model: {first_line(error)}") from error
 
 
@@ -105,7 +108,11 @@ def _argument_errors() -> tuple[type[Exception], ...]:
 
 
 def first_line(error: BaseException) -> str:
-    """ONNX Runtime's message without its prefix and call stack; where it says so in its own way, that memory lacks."""
+    """ONNX Runtime's message without its prefix and call stack."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    told = lines[0].removeprefix("[ONNXRuntimeError] : ")
-    return f"not enough memory: {told}" if any(sign in told for sign in _NO_MEMORY) else told
+    return lines[0].removeprefix("[ONNXRuntimeError] : ")
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error of ONNX Runtime's means that, and no fault of the model."""
+    return any(sign in str(error) for sign in _NO_MEMORY)

@@ -16,8 +16,8 @@ import onnx
 import onnx_ir as ir
 
 from dynorm_onnx import custom_ops
-from dynorm_onnx.errors import ModelError, ProviderError, UsageError
-from dynorm_onnx.runtime.arrays import first_line, run
+from dynorm_onnx.errors import ModelError, NoMemoryError, ProviderError, UsageError
+from dynorm_onnx.runtime.arrays import first_line, lacks_memory, run
 from dynorm_onnx.runtime.library import onnxruntime, preload_cuda
 from dynorm_onnx.runtime.placement import RECORD_PLACEMENT, check_placement
 from dynorm_onnx.runtime.user_libraries import register as register_user_libraries
@@ -82,7 +82,7 @@ def make_session(
         UsageError: no ONNX Runtime is installed, an argument is out of range, kernels=True and the library cannot
             serve the provider, or a file of custom_op_libraries is missing or is no such library.
         ProviderError: the provider is not there, or nodes that it must take were placed elsewhere.
-        ModelError: ONNX Runtime cannot load the model.
+        ModelError: ONNX Runtime cannot load the model; NoMemoryError where it cannot for that.
     """
     ort = onnxruntime()
     _check_choices(provider, optimization, threads)
@@ -109,6 +109,8 @@ def make_session(
         providers = [(first, dict(provider_options or {})), *rest]
         made = ort.InferenceSession(source.content, options, providers=providers, enable_fallback=0)
     except Exception as error:  # ONNX Runtime's exceptions have no common base class
+        if lacks_memory(error):
+            raise NoMemoryError(f"not enough memory to load {source.name}: {first_line(error)}") from error
         hint = "; register its library: --custom-op-library" if _UNKNOWN_OPERATOR in str(error) else ""
         raise ModelError(f"ONNX Runtime cannot load {source.name}: {first_line(error)}{hint}") from error
     if source.temporary is not None:

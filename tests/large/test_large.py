@@ -16,7 +16,7 @@ import onnx
 import pytest
 
 from dynorm_onnx import convert_model
-from dynorm_onnx.errors import ModelError
+from dynorm_onnx.errors import NoMemoryError
 from dynorm_onnx.runtime import pieces
 from dynorm_onnx.runtime.arrays import run
 from dynorm_onnx.runtime.session import FATAL, make_session
@@ -60,11 +60,13 @@ def in_limits(large: Path, tiny: Path, knobs: dict[str, Any]) -> None:
     convert(large, knobs)
 
 
-def with_nothing_left(model: Path) -> None:
-    session = make_session(model, log_severity=FATAL)
+def with_nothing_left(model: Path, run_says: str, load_says: str) -> None:
+    session = make_session(model.with_name("tiny.onnx"), log_severity=FATAL)
     leave(8 * MIB)
-    with pytest.raises(ModelError, match="ONNX Runtime failed while running the model: not enough memory"):
+    with pytest.raises(NoMemoryError, match=run_says):
         run(session, {"input_ids": np.zeros((64, 512), np.int64)})
+    with pytest.raises(NoMemoryError, match=load_says):
+        make_session(model, log_severity=FATAL)
 
 
 def in_a_copy_of_the_process(work: Callable[..., object], *arguments: object) -> int | None:
@@ -76,8 +78,10 @@ def in_a_copy_of_the_process(work: Callable[..., object], *arguments: object) ->
 
 
 def test_what_onnx_runtime_lacks_is_said(tmp_path: Path) -> None:
-    build(TINY, tmp_path / "model.onnx")
-    assert in_a_copy_of_the_process(with_nothing_left, tmp_path / "model.onnx") == 0
+    build(TINY, tmp_path / "tiny.onnx")
+    build(dataclasses.replace(LARGE, layers=1), tmp_path / "large.onnx")
+    said = ("not enough memory to run the model: .*", "not enough memory to load .*large.onnx: .*")
+    assert in_a_copy_of_the_process(with_nothing_left, tmp_path / "large.onnx", *said) == 0
 
 
 @pytest.mark.parametrize(
