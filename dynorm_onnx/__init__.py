@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dynorm_onnx import custom_ops, errors
+    from dynorm_onnx.conversion.convert_model import convert_model
     from dynorm_onnx.graph.sites import find_sites
-    from dynorm_onnx.pipeline import convert_model
     from dynorm_onnx.runtime.session import session
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "convert_model", "custom_ops", "errors", "find_sites", "session"]
 
 _HOMES = {
-    "convert_model": "dynorm_onnx.pipeline",
+    "convert_model": "dynorm_onnx.conversion.convert_model",
     "find_sites": "dynorm_onnx.graph.sites",
     "session": "dynorm_onnx.runtime.session",
 }

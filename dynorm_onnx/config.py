@@ -90,22 +90,22 @@ class ConvertConfig:
         return self.max_kl is not None or self.max_error is not None
 
     @property
+    def is_exact(self) -> bool:
+        """Whether norms are only rewritten, so that nothing is fitted."""
+        return self.to == "rmsnorm"
+
+    @property
     def distils(self) -> bool:
         """Whether the model is trained; nothing is where it is rewritten exactly."""
-        return self.method == "distil" and self.to != "rmsnorm"
+        return self.method == "distil" and not self.is_exact
 
     @property
     def fuses(self) -> bool:
         """Whether the model may be fused for ONNX Runtime first: not on its own account where standard operators are
         wanted, where nothing but what the norms are written with is to change, or where norms are only listed."""
         return self.optimize == "ort" or (
-            self.optimize == "auto" and not (self.inline or self.dry_run) and self.to != "rmsnorm"
+            self.optimize == "auto" and not (self.inline or self.dry_run or self.is_exact)
         )
-
-    @property
-    def rotates(self) -> bool:
-        """Whether streams may be rotated: exact norms gain nothing by it."""
-        return self.rotate and self.to != "rmsnorm"
 
     @property
     def calibration_path(self) -> Path:

@@ -21,8 +21,8 @@ from rich.console import Console
 from rich.text import Text
 
 from dynorm_onnx.config import METHODS, OPTIMIZE, PROVIDERS, SAMPLES, TRAIN, ConvertConfig
+from dynorm_onnx.conversion.convert_model import TARGETS, convert_model
 from dynorm_onnx.errors import DynormError, ModelError
-from dynorm_onnx.pipeline import TARGETS, convert_model
 from dynorm_onnx.report import Report, print_report
 from dynorm_onnx.runtime.user_libraries import add_option
 from dynorm_onnx.terminal import log_handler, print_error, shown_progress, table_console, use_safe_streams

@@ -18,7 +18,7 @@ TABLE: dict[str, dict[str, str]] = {
     "calibration/checkpoint.py": {
         "its folder is not there, or is read-only": "calibration/test_checkpoint.py::test_a_folder_that_cannot_be_made_is_refused_where_it_was_named",
         "is no checkpoint of a calibration:": "calibration/test_checkpoint.py::test_a_folder_of_something_else_is_left_alone",
-        "…: delete it, or name another folder": "test_resume.py::test_another_runs_results_are_not_used",
+        "…: delete it, or name another folder": "conversion/test_checkpoint.py::test_another_runs_results_are_not_used",
     },
     "calibration/data/arrays.py": {
         "holds no .npz files": "calibration/test_data_arrays.py::test_empty_folder",
@@ -81,7 +81,7 @@ TABLE: dict[str, dict[str, str]] = {
         "no norm is left to replace": "test_foreign_bodies.py::test_a_body_that_never_ran_stays",
     },
     "config.py": {
-        "is not one of": "test_pipeline.py::test_unknown_arguments_and_targets_are_named",
+        "is not one of": "conversion/test_convert_model.py::test_unknown_arguments_and_targets_are_named",
         "must be at least": "serving/test_genai.py::test_nothing_is_written_over_nor_left_half",
         "is the file of a model; name another": "report/test_html.py::test_the_page_does_not_write_over_a_model",
     },
@@ -89,7 +89,7 @@ TABLE: dict[str, dict[str, str]] = {
         "dynorm-onnx was installed without its": "custom_ops/test_library.py::test_a_package_without_library_says_so",
         "the environment variable DYNORM_LIBRARY": "custom_ops/test_library.py::test_a_missing_library_is_named",
     },
-    "distillation.py": {
+    "conversion/trainable.py": {
         "--train norms: all norms lie in bodies": "test_foreign_bodies.py::test_a_distillation_of_functions_that_all_lie_in_bodies",
         "--method distil needs PyTorch: pip": "pytorch/test_distil.py::test_without_pytorch_the_command_says_what_to_install",
         ". --method reconstruct and fit do": "pytorch/graph/test_operators_of_others.py::test_what_fails_by_an_attribute_is_found_before_calibration",
@@ -98,7 +98,7 @@ TABLE: dict[str, dict[str, str]] = {
         "; mend the model, or leave this norm": "test_foreign_files.py::test_what_is_not_finite_in_a_norm_is_named",
     },
     "calibration/rotation/tokens.py": {
-        ", holds numbers that are not finite": "test_rotation.py::test_a_reader_that_is_not_finite_is_named",
+        ", holds numbers that are not finite": "conversion/test_rotation.py::test_a_reader_that_is_not_finite_is_named",
     },
     "calibration/stages.py": {
         "tokens cannot be paired by position": "test_foreign_results.py::test_sizes_that_lie_are_met_when_the_models_run",
@@ -174,8 +174,8 @@ TABLE: dict[str, dict[str, str]] = {
         "student and teacher have no output in": "pytorch/test_distil.py::test_outputs_without_logits_are_compared_by_their_unlikeness",
         ", which holds no outputs that could be": "pytorch/distil/test_messages.py::test_what_cannot_be_is_named",
     },
-    "subject.py": {
-        "--optimize ort: ": "test_pipeline.py::test_fusions_that_change_the_outputs_are_refused",
+    "conversion/subject.py": {
+        "--optimize ort: ": "conversion/test_convert_model.py::test_fusions_that_change_the_outputs_are_refused",
     },
     "pytorch/distil/optimizer.py": {
         "is not one of": "pytorch/test_distil.py::test_arguments_that_make_no_sense_are_named",

@@ -13,6 +13,7 @@ PUBLIC: dict[str, tuple[str, ...]] = {
         "DataError",
         "DynormError",
         "ModelError",
+        "NoMemoryError",
         "NoSiteError",
         "ProviderError",
         "UsageError",

@@ -11,8 +11,8 @@ import onnx_ir as ir
 import pytest
 
 from dynorm_onnx import convert_model
+from dynorm_onnx.conversion.distilled import is_worse
 from dynorm_onnx.convert import main
-from dynorm_onnx.distillation import is_worse
 from dynorm_onnx.errors import BoundError, ModelError
 from dynorm_onnx.graph.sizes import sized_by_values
 from dynorm_onnx.report.verdict import failed_training

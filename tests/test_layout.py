@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "dynorm_onnx"
 # From the top down. A module may import from its own layer and from those below; `convert` may import from everywhere.
 LAYERS = (
     ("convert", "serving", "__main__", "__init__"),
-    ("pipeline", "within_bounds", "attempts", "bounds", "distillation", "folding", "resume", "rotation", "subject"),
+    ("conversion",),
     ("report", "paper", "bench"),
     ("pytorch",),
     ("calibration",),

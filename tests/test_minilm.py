@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dynorm_onnx.pipeline import convert_model
+from dynorm_onnx.conversion.convert_model import convert_model
 
 FOLDER = Path(__file__).parents[1] / "models" / "minilm"
 SENTENCES = 64  # enough to see that the way works; the README has the figures of 1,024

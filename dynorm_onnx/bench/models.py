@@ -20,9 +20,8 @@ from dynorm_onnx.functions import REGISTRY
 from dynorm_onnx.graph import model_io
 from dynorm_onnx.graph.lower import lower
 from dynorm_onnx.graph.rewrite import count_replacements, replace
-from dynorm_onnx.graph.separate_attention import separate_attention
 from dynorm_onnx.graph.sites import find_sites
-from dynorm_onnx.graph.trim_bodies import trimmed
+from dynorm_onnx.graph.written import as_written
 from dynorm_onnx.runtime.arrays import Feeds, run
 from dynorm_onnx.runtime.fuse import fused_or_not
 from dynorm_onnx.runtime.session import Provider, run_model
@@ -99,10 +98,7 @@ def make_untrained(original: Path, to: str, *, optimize: str = "auto") -> ir.Mod
     rng = np.random.default_rng(0)
     for norm in lower(model, sites):
         replace(model, norm, to, random_parameters(REGISTRY[to], norm.weight.size, rng))
-    model = trimmed(model)
-    if fused is not loaded:
-        separate_attention(model)
-    return model
+    return as_written(model, inline=False, fused=fused is not loaded)
 
 
 def prompt(what: ModelSignature, graph: ir.Graph, batch: int, length: int, seed: int = 0) -> Feeds:

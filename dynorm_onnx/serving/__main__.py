@@ -29,8 +29,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from dynorm_onnx.config import METHODS, PROVIDERS, ConvertConfig
+from dynorm_onnx.conversion.convert_model import TARGETS
 from dynorm_onnx.errors import DataError, DynormError, UsageError
-from dynorm_onnx.pipeline import TARGETS
 from dynorm_onnx.report import print_report
 from dynorm_onnx.runtime.user_libraries import add_option
 from dynorm_onnx.serving.genai import convert_genai_folder

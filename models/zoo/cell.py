@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from dynorm_onnx.conversion.convert_model import convert_model
 from dynorm_onnx.errors import DataError
-from dynorm_onnx.pipeline import convert_model
 from dynorm_onnx.report import Report
 from dynorm_onnx.runtime.session import make_session
 from models.zoo.in_pytorch import error_in_pytorch

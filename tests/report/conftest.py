@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dynorm_onnx import convert_model, pipeline
+from dynorm_onnx import convert_model
+from dynorm_onnx.conversion import saved
 from dynorm_onnx.report import Report
 from dynorm_onnx.report.evidence import Evidence
 from tests.shipped import MODEL, TEXT
@@ -33,7 +34,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Page:
     pytest.importorskip("matplotlib", reason="the page needs matplotlib: pip install dynorm-onnx[report]")
     folder = tmp_path_factory.mktemp("page")
     gathered: list[Evidence] = []
-    stage = pipeline.staged_html
+    stage = saved.staged_html
 
     def stage_and_keep(report: Report, path: Path, evidence: Evidence | None = None):
         assert evidence is not None
@@ -41,7 +42,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Page:
         return stage(report, path, evidence)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "staged_html", stage_and_keep)
+        patch.setattr(saved, "staged_html", stage_and_keep)
         report = convert_model(
             MODEL,
             output=folder / "out.onnx",

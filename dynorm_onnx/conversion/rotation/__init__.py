@@ -6,19 +6,15 @@ Exact up to rounding, which is proved on data; what it brings is measured on tok
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-
-import onnx_ir as ir
 
 from dynorm_onnx.calibration.checkpoint import Checkpoint
 from dynorm_onnx.calibration.data import CalibrationData
-from dynorm_onnx.calibration.fit_rows import Leeway
-from dynorm_onnx.config import ConvertConfig
-from dynorm_onnx.graph.lower import LoweredNorm
+from dynorm_onnx.conversion.rotation.axes import turned_to_axes
+from dynorm_onnx.conversion.rotation.lengths import turned_to_lengths
+from dynorm_onnx.conversion.rotation.turned import Rotated, parity_on
+from dynorm_onnx.functions import Function
 from dynorm_onnx.progress import StepClock
-from dynorm_onnx.rotation.axes import turned_to_axes
-from dynorm_onnx.rotation.lengths import turned_to_lengths
-from dynorm_onnx.rotation.turned import Rotated
+from dynorm_onnx.runtime.session import Provider
 
 __all__ = ["Rotated", "rotated"]
 
@@ -26,25 +22,29 @@ log = logging.getLogger(__name__)
 
 
 def rotated(
-    config: ConvertConfig,
-    lowered: ir.Model,
-    norms: Sequence[LoweredNorm],
-    data: CalibrationData | None,
-    leeway: Mapping[str, Leeway],
+    given: Rotated,
+    data: CalibrationData,
+    *,
+    function: Function,
+    trained: bool,
+    coupled: int | None,
+    seed: int,
+    provider: Provider,
     clock: StepClock,
     checkpoint: Checkpoint,
 ) -> Rotated:
-    """Turns every stream for which that is exact and makes the functions err less; `lowered` stays as it is.
+    """Turns every stream for which that is exact and makes the functions err less; the model of `given` stays as it is.
 
     First the streams whose norms may couple channels, so that few channels tell a token's length; then those in which
-    functions of single channels gain by it. Nothing is turned for an exact rewrite.
+    functions of single channels gain by it, unless the model is `trained` afterwards, which learns a basis of its own.
+    A training in which channels fade to `coupled` need not begin with more directions: few tell what many channels do.
     """
-    outcome = Rotated(lowered, tuple(norms), leeway)
-    if not config.rotates or data is None:
-        return outcome
+    most = coupled if trained and coupled else None
+    parity = parity_on(data, provider)
     with clock.step("rotate") as advance:
-        outcome = turned_to_lengths(config, outcome, data, advance, checkpoint)
-        outcome = turned_to_axes(config, outcome, data, advance, checkpoint)
+        outcome = turned_to_lengths(given, data, most, seed, parity, advance, checkpoint)
+        if not trained:
+            outcome = turned_to_axes(outcome, data, function, seed, parity, advance, checkpoint)
     _tell(outcome)
     return outcome
 

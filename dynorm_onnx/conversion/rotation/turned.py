@@ -14,13 +14,13 @@ from dynorm_onnx.calibration.data import CalibrationData
 from dynorm_onnx.calibration.fit_rows import Leeway
 from dynorm_onnx.calibration.rotation.outcome import NO_ROTATIONS, Rotations, Unturned
 from dynorm_onnx.calibration.store import WeightStore
-from dynorm_onnx.config import ConvertConfig
 from dynorm_onnx.graph.basis import StreamBasis, bases_or_reasons
 from dynorm_onnx.graph.fold import Parity
 from dynorm_onnx.graph.lower import LoweredNorm
 from dynorm_onnx.graph.turn import turn, why_not
 from dynorm_onnx.runtime.arrays import run
 from dynorm_onnx.runtime.pieces import open_for_batches
+from dynorm_onnx.runtime.session import Provider
 
 
 class HasRotation(Protocol):
@@ -88,7 +88,7 @@ def _fields(found: Any) -> dict[str, Any]:
 
 
 def turned_as_found(
-    config: ConvertConfig, given: Rotated, data: CalibrationData, found: Mapping[StreamBasis, Found | str]
+    given: Rotated, parity: Parity, found: Mapping[StreamBasis, Found | str]
 ) -> tuple[Rotated, dict[StreamBasis, Found]]:
     """Every stream turned for which a rotation was found, if that is proved to be exact, and which these are; the
     others with the reason. What was found of each is for the caller to add."""
@@ -98,7 +98,7 @@ def turned_as_found(
         return given, {}
     store = WeightStore(WEIGHTS_LIMIT)
     turned = turn(given.model, given.norms, {basis: one.rotation for basis, one in chosen.items()}, store.keep)
-    error, reason = _parity(config, data).compare(given.model, turned.model)
+    error, reason = parity.compare(given.model, turned.model)
     if reason is not None:
         return with_left(given, [Unturned(names_of(basis), reason) for basis in chosen]), {}
     moved = max(error or 0.0, given.rotations.relative_error or 0.0)
@@ -124,8 +124,10 @@ def _too_large(basis: StreamBasis) -> str | None:
     return f"it has {basis.channels:,} channels; a rotation is sought of up to {LARGEST:,}"
 
 
-def _parity(config: ConvertConfig, data: CalibrationData) -> Parity:
+def parity_on(data: CalibrationData, provider: Provider) -> Parity:
+    """Compares two models on calibration data."""
+
     def outputs(model: ir.Model) -> list[np.ndarray]:
-        return list(run(open_for_batches(model, provider=config.provider), data.calibration[0]).values())
+        return list(run(open_for_batches(model, provider=provider), data.calibration[0]).values())
 
     return Parity(outputs, "calibration data")

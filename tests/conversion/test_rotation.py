@@ -149,7 +149,7 @@ def test_layer_norms_are_turned_without_their_mean(tmp_path: Path) -> None:
 
 
 def test_no_token_is_gathered_for_directions_of_layer_norms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dynorm_onnx.rotation.lengths.length_tokens_of", None)
+    monkeypatch.setattr("dynorm_onnx.conversion.rotation.lengths.length_tokens_of", None)
     path = saved(tmp_path, pre_norm(blocks=2, gemm=True))
     known = {"method": "fit", "coupled": 2, "samples": 8, "data": "random", "time": False}
     report = convert_model(path, output=tmp_path / "out.onnx", **known)
@@ -187,7 +187,7 @@ def test_a_reader_that_is_not_finite_is_named(model: Path, tmp_path: Path) -> No
 
 
 def test_too_many_channels_are_named(model: Path, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("dynorm_onnx.rotation.turned.LARGEST", planted.CHANNELS - 1)
+    monkeypatch.setattr("dynorm_onnx.conversion.rotation.turned.LARGEST", planted.CHANNELS - 1)
     report = convert_model(model, output=tmp_path / "out.onnx", method="fit", **QUICK)
     assert report.rotations.left[0].reason == "it has 12 channels; a rotation is sought of up to 11"
 

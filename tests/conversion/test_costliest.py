@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynorm_onnx.bounds import SLACK, keep_costliest
-from dynorm_onnx.within_bounds import MOST_MEASURED, neighbours, shared
+from dynorm_onnx.conversion.costliest import SLACK, keep_costliest
 
 
 def search(costs: dict[str, float], bound: float):
@@ -46,19 +44,3 @@ def test_asks_for_costs_only_where_the_bound_is_missed() -> None:
 
     met = keep_costliest(lambda kept: 0.5, lambda damage: damage, never, 0.6)
     assert met is not None and met.kept == {}
-
-
-@given(st.integers(1, 200))
-def test_few_costs_are_measured_however_many_norms_there_are(count: int) -> None:
-    norms = list(range(count))
-    groups = neighbours(norms)  # type: ignore[arg-type]
-    assert len(groups) <= MOST_MEASURED
-    assert [norm for group in groups for norm in group] == norms
-    assert count > MOST_MEASURED or all(len(group) == 1 for group in groups)
-
-
-def test_neighbours_share_a_cost_by_their_errors() -> None:
-    assert shared(1.0, {"a": 0.1, "b": 0.3}) == {"a": pytest.approx(0.1), "b": pytest.approx(0.9)}
-    assert shared(-1.0, {"a": 0.1, "b": 0.3}) == {"a": -0.5, "b": -0.5}
-    assert shared(1.0, {"a": 0.0, "b": 0.0}) == {"a": 0.5, "b": 0.5}
-    assert shared(1.0, {"a": math.nan, "b": 1.0}) == {"a": 0.5, "b": 0.5}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -15,6 +16,7 @@ import onnx_ir as ir
 
 from dynorm_onnx.calibration.checkpoint import Checkpoint
 from dynorm_onnx.config import ConvertConfig
+from dynorm_onnx.errors import DynormError, NoMemoryError, UsageError
 
 _DECIDES_NOTHING = frozenset(
     {"model", "data", "output", "checkpoint", "report", "validate", "time", "dry_run", "max_kl", "max_error",
@@ -26,12 +28,27 @@ norms are kept for a bound, and what a training begins with, tell its records ap
 _PIECE = 1 << 20  # bytes that are read at a time
 
 
-def checkpoint_of(config: ConvertConfig, original: ir.Model) -> Checkpoint:
-    """The checkpoint of a conversion, to be used in a `with`; one that keeps nothing where nothing is fitted.
+@contextlib.contextmanager
+def going_on(config: ConvertConfig, original: ir.Model) -> Iterator[Checkpoint]:
+    """The checkpoint of a conversion; one that keeps nothing where nothing is fitted.
 
-    `original` is the model of the config as it was loaded. Raises UsageError as Checkpoint does.
+    It is gone when the conversion has ended, well or refused, and stays where that was cut, memory did not suffice or
+    the output cannot be written. `original` is the model of the config as it was loaded. Raises UsageError as
+    Checkpoint does.
     """
-    if config.to == "rmsnorm" or int(os.environ.get("RANK", "0")) > 0:  # torchrun's first process keeps one
+    with _checkpoint_of(config, original) as checkpoint:
+        try:
+            yield checkpoint
+        except (UsageError, NoMemoryError):
+            raise
+        except DynormError:
+            checkpoint.remove()
+            raise
+        checkpoint.remove()
+
+
+def _checkpoint_of(config: ConvertConfig, original: ir.Model) -> Checkpoint:
+    if config.is_exact or int(os.environ.get("RANK", "0")) > 0:  # torchrun's first process keeps one
         return Checkpoint()
     named = config.checkpoint is not None and not config.distils
     return Checkpoint(config.calibration_path, _arguments(config, original), named=named)

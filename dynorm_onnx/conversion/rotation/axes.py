@@ -13,29 +13,37 @@ from dynorm_onnx.calibration.fit_rows import Leeway
 from dynorm_onnx.calibration.rotation import Chosen, choose_rotation, tokens_of_streams
 from dynorm_onnx.calibration.rotation.outcome import Turning
 from dynorm_onnx.calibration.rotation.tokens import NormTokens
-from dynorm_onnx.config import ConvertConfig
-from dynorm_onnx.functions import REGISTRY
+from dynorm_onnx.conversion.rotation.turned import (
+    Rotated,
+    found_once,
+    names_of,
+    turned_as_found,
+    usable_bases,
+    with_left,
+)
+from dynorm_onnx.functions import Function
 from dynorm_onnx.graph.basis import StreamBasis
-from dynorm_onnx.rotation.turned import Rotated, found_once, names_of, turned_as_found, usable_bases, with_left
+from dynorm_onnx.graph.fold import Parity
 
 LEAST_FREE = 3  # channels that may be turned: two, and one for the mean of LayerNorms
 
 
 def turned_to_axes(
-    config: ConvertConfig,
     given: Rotated,
     data: CalibrationData,
+    function: Function,
+    seed: int,
+    parity: Parity,
     progress: Callable[[int, int], None],
     checkpoint: Checkpoint,
 ) -> Rotated:
     """Every stream turned whose functions then err less.
 
-    Not where all of them are straight behind a gain of coupled channels, for which one basis is like another; nor where
-    a training follows, which learns a basis of its own.
+    Not where all of them are straight behind a gain of coupled channels, for which one basis is like another.
     """
     leeway = given.leeway
     straight = {site for site, own in leeway.items() if own.straight and own.most_coupled}
-    if config.distils or straight.issuperset(norm.site_name for norm in given.norms):
+    if straight.issuperset(norm.site_name for norm in given.norms):
         return given
     bases, left = usable_bases(given.model, given.norms)
     bases = [basis for basis in bases if not straight.issuperset(names_of(basis))]
@@ -43,12 +51,12 @@ def turned_to_axes(
     left = [stream for stream in left if stream.sites not in known and not straight.issuperset(stream.sites)]
 
     def seek() -> dict[StreamBasis, Chosen | str]:
-        rng = np.random.default_rng(config.seed)
+        rng = np.random.default_rng(seed)
         tokens = tokens_of_streams(given.model, bases, data.calibration, leeway, rng, progress)
-        return {basis: _sought(config, basis, seen, leeway, rng, progress) for basis, seen in tokens.items()}
+        return {basis: _sought(function, basis, seen, leeway, rng, progress) for basis, seen in tokens.items()}
 
     found = found_once(checkpoint, "axes", bases, seek, _chosen)
-    outcome, turned = turned_as_found(config, with_left(given, left), data, found)
+    outcome, turned = turned_as_found(with_left(given, left), parity, found)
     done = tuple(
         Turning(names_of(basis), basis.channels, one.axes, one.before, one.after) for basis, one in turned.items()
     )
@@ -67,7 +75,7 @@ def _axes(tokens: Sequence[NormTokens], leeway: Mapping[str, Leeway]) -> list[in
 
 
 def _sought(
-    config: ConvertConfig,
+    function: Function,
     basis: StreamBasis,
     tokens: Sequence[NormTokens],
     leeway: Mapping[str, Leeway],
@@ -80,7 +88,7 @@ def _sought(
     axes = _axes(tokens, leeway)
     if basis.channels - len(axes) < LEAST_FREE:
         return f"{len(axes)} of its {basis.channels} channels are massive or coupled, and stay as they are"
-    found = choose_rotation(tokens, REGISTRY[config.to], axes, rng, progress)
+    found = choose_rotation(tokens, function, axes, rng, progress)
     if found.after < found.before:
         return found
     return f"the functions would err by {found.after:.3f}, and do by {found.before:.3f} as it is"

@@ -7,13 +7,13 @@ file then needs ONNX Runtime. By default that is done where it brings attention 
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
 from dynorm_onnx.calibration.data import CalibrationData
-from dynorm_onnx.config import ConvertConfig
-from dynorm_onnx.distillation import require_operators
+from dynorm_onnx.conversion.trainable import require_operators
 from dynorm_onnx.errors import DynormError, ModelError
 from dynorm_onnx.graph import model_io
 from dynorm_onnx.graph.inline import inlined
@@ -27,8 +27,25 @@ from dynorm_onnx.runtime.arrays import run
 from dynorm_onnx.runtime.fuse import fused_or_not, same_outputs
 from dynorm_onnx.runtime.opset import require_opset
 from dynorm_onnx.runtime.pieces import BATCHES_LIMIT, open_for_batches
-from dynorm_onnx.runtime.session import make_session, run_model
+from dynorm_onnx.runtime.session import Provider, make_session, run_model
 from dynorm_onnx.runtime.value_types import value_types
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """Which norms are wanted, and of what a model of them must be capable.
+
+    Where norms are not `exact`, which is where functions replace them, those that no function can replace are left.
+    `inline`: the model must do without functions; `trained`: it must run in PyTorch.
+    """
+
+    path: Path  # of the file
+    fuse: str = "none"  # "ort", "auto" or "none", as --optimize
+    only: tuple[str, ...] = ()
+    keep: tuple[str, ...] = ()
+    exact: bool = False
+    inline: bool = False
+    trained: bool = False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -43,40 +60,41 @@ class Subject:
     fused: ir.Model | None
     notes: tuple[str, ...] = ()
 
-    def settled(self, config: ConvertConfig) -> ConvertConfig:
-        """The config with what became of --optimize."""
-        return dataclasses.replace(config, optimize="none" if self.fused is None else "ort")
+    @property
+    def optimize(self) -> str:
+        """What became of --optimize."""
+        return "none" if self.fused is None else "ort"
 
 
-def find_subject(config: ConvertConfig, original: ir.Model) -> Subject:
+def find_subject(original: ir.Model, search: Search) -> Subject:
     """The model to convert, whose outputs are still to be compared where it is fused.
 
-    Raises ModelError where --optimize ort fails, and what finding and choosing norms raises.
+    Raises ModelError where fusing was asked for and fails, and what finding and choosing norms raises.
     """
     try:
-        fused = fused_or_not(original, config.optimize if config.fuses else "none")
+        fused = fused_or_not(original, search.fuse)
         if fused is not original:
-            return _subject(config, original, fused)
+            return _subject(original, search, fused)
     except DynormError as failure:
-        if config.optimize == "ort":
+        if search.fuse == "ort":
             raise
-        return _as_it_is(config, original, str(failure))
-    return _subject(config, original)
+        return _as_it_is(original, search, str(failure))
+    return _subject(original, search)
 
 
-def require_opens(config: ConvertConfig, original: ir.Model) -> None:
+def require_opens(original: ir.Model, path: Path, provider: Provider) -> None:
     """Raises ModelError where ONNX Runtime crashes on the file. Any other fault shows where the file is opened next."""
-    if _may_be_tried(config, original):
-        require_no_crash(f"as it opens {config.model}", lambda: make_session(config.model))
+    if _may_be_tried(original, provider):
+        require_no_crash(f"as it opens {path}", lambda: make_session(path))
 
 
-def _may_be_tried(config: ConvertConfig, model: ir.Model) -> bool:
+def _may_be_tried(model: ir.Model, provider: Provider) -> bool:
     """In a copy of the process: not what would not be opened whole, nor a GPU, which is not for such copies."""
-    return config.provider == "cpu" and weight_bytes(model) <= BATCHES_LIMIT
+    return provider == "cpu" and weight_bytes(model) <= BATCHES_LIMIT
 
 
 def with_same_outputs(
-    config: ConvertConfig, original: ir.Model, subject: Subject, data: CalibrationData | None
+    original: ir.Model, search: Search, subject: Subject, data: CalibrationData | None, provider: Provider
 ) -> Subject:
     """The subject, or the original where the fusions changed what it computes, or left what ONNX Runtime does not load;
     raises ModelError if they were asked for."""
@@ -84,37 +102,37 @@ def with_same_outputs(
         return subject
 
     def open_fused() -> Any:
-        return open_for_batches(subject.model, provider=config.provider)
+        return open_for_batches(subject.model, provider=provider)
 
     try:
-        if _may_be_tried(config, subject.model):
+        if _may_be_tried(subject.model, provider):
             require_no_crash("as it runs the fused model", lambda: run(open_fused(), data.validation[0]))
-        before, after = open_for_batches(config.model, provider=config.provider), open_fused()
+        before, after = open_for_batches(search.path, provider=provider), open_fused()
         if all(same_outputs(before, after, feeds) for feeds in (data.validation[0], data.calibration[-1])):
             return subject
         reason = "onnxscript's fusions change its outputs"
     except DynormError as failure:  # they may also write what cannot run
         reason = f"onnxscript's fusions break it: {failure}"
-    if config.optimize == "ort":
-        raise ModelError(f"--optimize ort: {config.model}: {reason}; leave it out")
-    return _as_it_is(config, original, reason)
+    if search.fuse == "ort":
+        raise ModelError(f"--optimize ort: {search.path}: {reason}; leave it out")
+    return _as_it_is(original, search, reason)
 
 
-def _as_it_is(config: ConvertConfig, original: ir.Model, reason: str) -> Subject:
+def _as_it_is(original: ir.Model, search: Search, reason: str) -> Subject:
     note = f"not fused for ONNX Runtime, so that it may be slower than it could be: {reason}"
-    return dataclasses.replace(_subject(config, original), notes=(note,))
+    return dataclasses.replace(_subject(original, search), notes=(note,))
 
 
-def _subject(config: ConvertConfig, original: ir.Model, fused: ir.Model | None = None) -> Subject:
+def _subject(original: ir.Model, search: Search, fused: ir.Model | None = None) -> Subject:
     prepared = model_io.prepare(original if fused is None else fused, value_types)
-    if config.inline:  # at once: what cannot be inlined is to be known before hours of work
+    if search.inline:  # at once: what cannot be inlined is to be known before hours of work
         prepared = model_io.prepare(inlined(prepared), value_types)
-    require_opset(prepared.opset_imports[""], config.model)
+    require_opset(prepared.opset_imports[""], search.path)
     found = find_sites(prepared, run=run_model)
-    chosen, kept = select(found, config.only, config.keep, replaced=count_replacements(original))
-    if config.to != "rmsnorm":
+    chosen, kept = select(found, search.only, search.keep, replaced=count_replacements(original))
+    if not search.exact:
         chosen, kept = leave_constants(chosen, kept, prepared.graph)
         chosen, kept = leave_unpaired(chosen, kept, prepared.graph)
-    if config.distils and not config.dry_run:
+    if search.trained:
         require_operators(prepared, chosen)
     return Subject(prepared, found, chosen, kept, fused)

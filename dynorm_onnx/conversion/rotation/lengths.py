@@ -12,20 +12,30 @@ from dynorm_onnx.calibration.data import CalibrationData
 from dynorm_onnx.calibration.rotation import ChosenDirections, choose_directions, length_tokens_of
 from dynorm_onnx.calibration.rotation.length_tokens import LengthTokens
 from dynorm_onnx.calibration.rotation.outcome import LengthTurning, Unturned
-from dynorm_onnx.config import ConvertConfig
+from dynorm_onnx.conversion.rotation.turned import (
+    Rotated,
+    found_once,
+    names_of,
+    turned_as_found,
+    usable_bases,
+    with_left,
+)
 from dynorm_onnx.graph.basis import StreamBasis
-from dynorm_onnx.rotation.turned import Rotated, found_once, names_of, turned_as_found, usable_bases, with_left
+from dynorm_onnx.graph.fold import Parity
 
 
 def turned_to_lengths(
-    config: ConvertConfig,
     given: Rotated,
     data: CalibrationData,
+    most: int | None,
+    seed: int,
+    parity: Parity,
     progress: Callable[[int, int], None],
     checkpoint: Checkpoint,
 ) -> Rotated:
-    """Every stream turned whose norms may all couple channels, where these then tell a token's length better."""
-    coupled = {site: _wanted(config, own.most_coupled) for site, own in given.leeway.items()}
+    """Every stream turned whose norms may all couple channels, where these then tell a token's length better; `most`
+    directions are sought, or as many as channels may be coupled."""
+    coupled = {site: _at_most(most, own.most_coupled) for site, own in given.leeway.items()}
     if not any(coupled.values()):
         return given
     bases, left = usable_bases(given.model, given.norms)
@@ -36,19 +46,17 @@ def turned_to_lengths(
     bases = [basis for basis in bases if basis not in others]  # before the model is run for their tokens
 
     def seek() -> dict[StreamBasis, ChosenDirections | str]:
-        rng = np.random.default_rng(config.seed)
+        rng = np.random.default_rng(seed)
         tokens = length_tokens_of(given.model, bases, data.calibration, coupled, rng, progress)
         return {basis: _sought(seen, rng, progress) for basis, seen in tokens.items()}
 
     found = found_once(checkpoint, "lengths", bases, seek, ChosenDirections)
-    outcome, turned = turned_as_found(config, with_left(given, left), data, found)
+    outcome, turned = turned_as_found(with_left(given, left), parity, found)
     return _with_lengths(outcome, turned)
 
 
-def _wanted(config: ConvertConfig, most: int) -> int:
-    """How many directions are sought where so many channels may be coupled. A training in which channels fade to a few
-    need not begin with more: few directions tell what many channels do."""
-    return min(most, config.coupled) if config.distils and config.coupled else most
+def _at_most(most: int | None, coupled: int) -> int:
+    return coupled if most is None else min(most, coupled)
 
 
 def _sought(

@@ -1,0 +1,55 @@
+"""What is converted against the original, both as their files are run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import onnx_ir as ir
+
+from dynorm_onnx.calibration.data import CalibrationData, part_like, signature
+from dynorm_onnx.graph.output_kind import output_kinds
+from dynorm_onnx.runtime.arrays import Feeds
+from dynorm_onnx.runtime.pieces import Recorded, open_for_batches
+from dynorm_onnx.runtime.session import Provider
+from dynorm_onnx.runtime.validate import Validation, validate
+
+Advance = Callable[[int, int], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Validator:
+    """Compares outputs with those of the `original` file on `data`; `as_written` gives a model as its file holds it."""
+
+    original: Path
+    data: CalibrationData
+    provider: Provider
+    as_written: Callable[[ir.Model], ir.Model]
+
+    def held_out(self, converted: ir.Model, progress: Advance = lambda done, total: None) -> Validation:
+        """On the samples that nothing was fitted to."""
+        return self._compared(converted, self.data.validation, progress)
+
+    def on_calibration(self, converted: ir.Model, progress: Advance = lambda done, total: None) -> Validation:
+        """On samples that were fitted to, at most as many as were held out: where the two part, the parameters suit
+        what they were fitted on and little else."""
+        part = part_like(self.data.calibration, self.data.validation, signature(converted))
+        return self._compared(converted, part, progress)
+
+    def on_some(self, batches: int) -> Callable[[ir.Model], Validation]:
+        """A quick comparison for many models in turn, on a few held-out batches: the original runs once."""
+        original = Recorded(open_for_batches(self.original, provider=self.provider))
+        some = self.data.validation[:batches]
+
+        def compared(converted: ir.Model) -> Validation:
+            opened = open_for_batches(converted, provider=self.provider)
+            return validate(original, opened, some, vocabulary=self.data.vocabulary)
+
+        return compared
+
+    def _compared(self, converted: ir.Model, batches: Sequence[Feeds], progress: Advance) -> Validation:
+        models = (self.original, self.as_written(converted))
+        before, after = (open_for_batches(model, provider=self.provider) for model in models)
+        kinds = output_kinds(converted.graph)
+        return validate(before, after, batches, vocabulary=self.data.vocabulary, kinds=kinds, progress=progress)
