@@ -134,7 +134,7 @@ sanitize: $(VENV)/.test
 	$(BIN)/python -m tests.custom_ops.sanitize --folder $(VENV)/sanitize
 
 matrix: $(VENV)/.test
-	$(BIN)/python -m pytest -n 2 -m zoo tests/zoo
+	$(BIN)/python -m pytest -n 2 -m zoo tests/models/zoo
 
 # Only what makes the site: the package's sources are read, not imported. ruff sets the signatures.
 $(VENV)/.docs: constraints.txt

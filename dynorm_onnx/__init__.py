@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dynorm_onnx import custom_ops, errors
     from dynorm_onnx.conversion.convert_model import convert_model
-    from dynorm_onnx.graph.sites import find_sites
+    from dynorm_onnx.graph.sites.find import find_sites
     from dynorm_onnx.runtime.session import session
 
 __version__ = "0.1.0"
@@ -16,7 +16,7 @@ __all__ = ["__version__", "convert_model", "custom_ops", "errors", "find_sites",
 
 _HOMES = {
     "convert_model": "dynorm_onnx.conversion.convert_model",
-    "find_sites": "dynorm_onnx.graph.sites",
+    "find_sites": "dynorm_onnx.graph.sites.find",
     "session": "dynorm_onnx.runtime.session",
 }
 _MODULES = ("custom_ops", "errors")

@@ -21,8 +21,9 @@ from dynorm_onnx.bench import __main__ as bench
 from dynorm_onnx.bench.models import make_untrained
 from dynorm_onnx.calibration.data import records, signature
 from dynorm_onnx.config import ConvertConfig
-from dynorm_onnx.graph import model_io, prepare, rewrite
+from dynorm_onnx.graph.files import model_io, prepare
 from dynorm_onnx.graph.lower import canonical
+from dynorm_onnx.graph.replace import rewrite
 from dynorm_onnx.report import html
 from dynorm_onnx.runtime import arrays, placement, session, timing
 from dynorm_onnx.runtime.library import onnxruntime
@@ -31,8 +32,8 @@ from dynorm_onnx.serving import genai, load, model_files, speed, triton
 from dynorm_onnx.serving.folders import new_folder
 from dynorm_onnx.serving.kubernetes import Deployment
 from dynorm_onnx.serving.tensors import ServedSignature, ServedTensor
+from tests.end_to_end.test_foreign_files import DATA, LIN, C, model
 from tests.shipped import FOLDER
-from tests.test_foreign_files import DATA, LIN, C, model
 
 Provocation = Callable[[Path, pytest.MonkeyPatch], object]
 
@@ -205,11 +206,11 @@ PROVOKED: dict[str, dict[str, Provocation]] = {
         "holds no text": lambda folder, _: lines_of(folder, b"\n"),
         "is not UTF-8 text": lambda folder, _: lines_of(folder, b"\xff"),
     },
-    "graph/malformed.py": {
+    "graph/files/malformed.py": {
         "where its operator has": lambda *_: malformed(input=["x"]),
         "which its operator needs": lambda *_: malformed(input=["x", "", "w"]),
     },
-    "graph/value_names.py": {"is not a valid ONNX model: the name": given_by_nothing},
+    "graph/files/value_names.py": {"is not a valid ONNX model: the name": given_by_nothing},
     "pytorch/distil/losses.py": {"as in the original, so that they": of_other_shapes},
     "runtime/placement.py": {
         "nodes that it should run were placed elsewhere": elsewhere,
@@ -217,7 +218,7 @@ PROVOKED: dict[str, dict[str, Provocation]] = {
     "report/html/__init__.py": {
         ": cannot be written": page_in_no_folder,
     },
-    "graph/select.py": {
+    "graph/sites/select.py": {
         "the model has no norm that could": lambda folder, _: convert_model(without_norm(folder), data=DATA),
         "matches none of the": lambda folder, _: convert_model(written(folder), data=DATA, only="nothing"),
     },
@@ -247,11 +248,11 @@ PROVOKED: dict[str, dict[str, Provocation]] = {
     "graph/lower/canonical.py": {
         "is normalised over an inner axis": lambda *_: canonical._to_last_axis(None, ir.Value(name="h"), (1,), 8),
     },
-    "graph/model_io.py": {
+    "graph/files/model_io.py": {
         "cannot be written: the folder": lambda folder, _: model_io.save(normed_ir(), folder / "none" / "m.onnx"),
         "…: cannot be written: ….": lambda folder, _: model_io.save(normed_ir(), folder / f"{'long' * 80}.onnx"),
     },
-    "graph/rewrite.py": {"There is no function": lambda *_: rewrite._function("DyNorm")},
+    "graph/replace/rewrite.py": {"There is no function": lambda *_: rewrite._function("DyNorm")},
     "pytorch/__init__.py": {"needs PyTorch, which is not installed": without_torch},
     "runtime/arrays.py": {
         "the feeds do not fit": lambda *_: arrays.run(failing(), {"x": np.ones(4)}),

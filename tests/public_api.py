@@ -31,7 +31,7 @@ PUBLIC: dict[str, tuple[str, ...]] = {
         "NormParameters",
         "onnx_function",
     ),
-    "dynorm_onnx.graph.model_io": (
+    "dynorm_onnx.graph.files.model_io": (
         "clone",
         "left_out",
         "load",

@@ -19,7 +19,7 @@ from dynorm_onnx.bench.ops import BODY, OpsGrid, OpsRow, _is_whole, bench_ops
 from dynorm_onnx.calibration.data.signature import signature
 from dynorm_onnx.errors import UsageError
 from dynorm_onnx.functions import DOMAIN, REGISTRY, Coupling, Form
-from dynorm_onnx.graph import model_io
+from dynorm_onnx.graph.files import model_io
 from dynorm_onnx.runtime.arrays import run
 from dynorm_onnx.runtime.placement import placement
 from dynorm_onnx.runtime.session import has_kernels, make_session

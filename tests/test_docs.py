@@ -31,7 +31,7 @@ def test_readme_shows_the_transcript_as_it_is() -> None:
 
 
 def test_readme_has_the_program_that_is_tested() -> None:
-    """tests/pytorch/test_docs.py runs those of docs/pytorch.md."""
+    """tests/pytorch/test_pytorch_docs.py runs those of docs/pytorch.md."""
     tested = blocks((ROOT / "docs" / "pytorch.md").read_text(), "python")
     assert [block for block in blocks(README, "python") if "replace_norms" in block] == tested[:1]
 

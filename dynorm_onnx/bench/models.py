@@ -17,11 +17,11 @@ from dynorm_onnx.calibration.data.sampling_cached import cache_grows
 from dynorm_onnx.calibration.data.signature import ModelSignature, signature
 from dynorm_onnx.errors import NoSiteError, UsageError
 from dynorm_onnx.functions import REGISTRY
-from dynorm_onnx.graph import model_io
+from dynorm_onnx.graph.files import model_io
 from dynorm_onnx.graph.lower import lower
-from dynorm_onnx.graph.rewrite import count_replacements, replace
-from dynorm_onnx.graph.sites import find_sites
-from dynorm_onnx.graph.written import as_written
+from dynorm_onnx.graph.replace.rewrite import count_replacements, replace
+from dynorm_onnx.graph.replace.written import as_written
+from dynorm_onnx.graph.sites.find import find_sites
 from dynorm_onnx.runtime.arrays import Feeds, run
 from dynorm_onnx.runtime.fuse import fused_or_not
 from dynorm_onnx.runtime.session import Provider, run_model

@@ -9,16 +9,16 @@ from typing import Any
 import onnx_ir as ir
 
 from dynorm_onnx.calibration.checkpoint import Checkpoint, digest_of
-from dynorm_onnx.calibration.fit import Fit
-from dynorm_onnx.calibration.fit_rows import Leeway
-from dynorm_onnx.calibration.norms import Calibrated, calibrate_norms
-from dynorm_onnx.calibration.reconstruct import reconstruct
-from dynorm_onnx.calibration.solved import Known
+from dynorm_onnx.calibration.layers.reconstruct import reconstruct
+from dynorm_onnx.calibration.norms.calibrate import Calibrated, calibrate_norms
+from dynorm_onnx.calibration.norms.fit import Fit
+from dynorm_onnx.calibration.norms.fit_rows import Leeway
+from dynorm_onnx.calibration.norms.solved import Known
 from dynorm_onnx.conversion.validator import Validator
 from dynorm_onnx.functions import REGISTRY
-from dynorm_onnx.graph import model_io
+from dynorm_onnx.graph.files import model_io
 from dynorm_onnx.graph.lower import LoweredNorm
-from dynorm_onnx.graph.rewrite import drop_unused_functions, replace, set_initializers
+from dynorm_onnx.graph.replace.rewrite import drop_unused_functions, replace, set_initializers
 from dynorm_onnx.progress import StepClock
 from dynorm_onnx.runtime.arrays import Feeds
 from dynorm_onnx.runtime.validate import Validation

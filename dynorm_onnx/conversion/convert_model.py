@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from dynorm_onnx.calibration.checkpoint import Checkpoint
 from dynorm_onnx.calibration.data import CalibrationData
-from dynorm_onnx.calibration.look import look
+from dynorm_onnx.calibration.norms.look import look
 from dynorm_onnx.calibration.rotation.outcome import NO_ROTATIONS, Rotations
 from dynorm_onnx.config import ConvertConfig, check_choice
 from dynorm_onnx.conversion.attempt import Attempt, Calibration, Outcome, Strategy, convert_all
@@ -30,11 +30,11 @@ from dynorm_onnx.conversion.training import Training
 from dynorm_onnx.conversion.validator import Validator
 from dynorm_onnx.conversion.within_bounds import Bounds, convert_within
 from dynorm_onnx.functions import REGISTRY
-from dynorm_onnx.graph import model_io
+from dynorm_onnx.graph.files import model_io
 from dynorm_onnx.graph.fold import NO_FOLDS, fold_weights
-from dynorm_onnx.graph.inline import other_operators
 from dynorm_onnx.graph.lower import LoweredNorm, lower, require_finite
-from dynorm_onnx.graph.written import as_written
+from dynorm_onnx.graph.replace.inline import other_operators
+from dynorm_onnx.graph.replace.written import as_written
 from dynorm_onnx.progress import Progress, StepClock, no_progress
 from dynorm_onnx.report import Report
 from dynorm_onnx.report.build import build_report

@@ -6,9 +6,9 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-from dynorm_onnx.calibration.norms import by_place
+from dynorm_onnx.calibration.norms.calibrate import by_place
 from dynorm_onnx.conversion.attempt import Attempt, Outcome
-from dynorm_onnx.graph.linear import find_linear_layers
+from dynorm_onnx.graph.linear.find import find_linear_layers
 from dynorm_onnx.graph.lower import LoweredNorm
 from dynorm_onnx.runtime.validate import Validation
 

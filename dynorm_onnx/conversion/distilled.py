@@ -10,7 +10,7 @@ from typing import Any
 import onnx_ir as ir
 
 from dynorm_onnx.calibration.data import CalibrationData
-from dynorm_onnx.calibration.norms import Calibrated
+from dynorm_onnx.calibration.norms.calibrate import Calibrated
 from dynorm_onnx.conversion.attempt import Attempt, Outcome, Strategy
 from dynorm_onnx.conversion.rotation import Rotated
 from dynorm_onnx.conversion.trainable import require_functions, require_torch

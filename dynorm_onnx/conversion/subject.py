@@ -15,13 +15,13 @@ import onnx_ir as ir
 from dynorm_onnx.calibration.data import CalibrationData
 from dynorm_onnx.conversion.trainable import require_operators
 from dynorm_onnx.errors import DynormError, ModelError
-from dynorm_onnx.graph import model_io
-from dynorm_onnx.graph.inline import inlined
+from dynorm_onnx.graph.edit.pieces import weight_bytes
+from dynorm_onnx.graph.files import model_io
 from dynorm_onnx.graph.norm_site import NormSite, SitesFound
-from dynorm_onnx.graph.pieces import weight_bytes
-from dynorm_onnx.graph.rewrite import count_replacements
-from dynorm_onnx.graph.select import leave_constants, leave_unpaired, select
-from dynorm_onnx.graph.sites import find_sites
+from dynorm_onnx.graph.replace.inline import inlined
+from dynorm_onnx.graph.replace.rewrite import count_replacements
+from dynorm_onnx.graph.sites.find import find_sites
+from dynorm_onnx.graph.sites.select import leave_constants, leave_unpaired, select
 from dynorm_onnx.runtime.apart import require_no_crash
 from dynorm_onnx.runtime.arrays import run
 from dynorm_onnx.runtime.fuse import fused_or_not, same_outputs

@@ -12,7 +12,7 @@ from typing import Any
 import onnx_ir as ir
 
 from dynorm_onnx.calibration.data import CalibrationData, signature
-from dynorm_onnx.calibration.norms import Calibrated
+from dynorm_onnx.calibration.norms.calibrate import Calibrated
 from dynorm_onnx.conversion.trainable import require_torch
 from dynorm_onnx.graph.lower import LoweredNorm
 from dynorm_onnx.runtime.pieces import open_model

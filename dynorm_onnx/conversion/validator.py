@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from dynorm_onnx.calibration.data import CalibrationData, part_like, signature
-from dynorm_onnx.graph.output_kind import output_kinds
+from dynorm_onnx.graph.values.output_kind import output_kinds
 from dynorm_onnx.runtime.arrays import Feeds
 from dynorm_onnx.runtime.pieces import Recorded, open_for_batches
 from dynorm_onnx.runtime.session import Provider

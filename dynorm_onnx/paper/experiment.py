@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from dynorm_onnx.calibration.one_parameter import fit_steepness, gain, norm_core, prefactor, scalars
+from dynorm_onnx.calibration.norms.one_parameter import fit_steepness, gain, norm_core, prefactor, scalars
 from dynorm_onnx.functions import FUNCTIONS, REGISTRY, Function
 from dynorm_onnx.graph.norm_site import Kind
 

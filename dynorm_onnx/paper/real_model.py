@@ -17,12 +17,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dynorm_onnx.calibration.coupling import choose_coupling
 from dynorm_onnx.calibration.data import load_calibration
-from dynorm_onnx.calibration.fit import fit
-from dynorm_onnx.calibration.moments import Range, moments_of
-from dynorm_onnx.calibration.observe import Observed, observe, sampled_rows
-from dynorm_onnx.calibration.one_parameter import (
+from dynorm_onnx.calibration.norms.coupling import choose_coupling
+from dynorm_onnx.calibration.norms.fit import fit
+from dynorm_onnx.calibration.norms.moments import Range, moments_of
+from dynorm_onnx.calibration.norms.observe import Observed, observe, sampled_rows
+from dynorm_onnx.calibration.norms.one_parameter import (
     OUTLIERS,
     fit_steepness,
     fit_steepness_to_bins,
@@ -33,15 +33,15 @@ from dynorm_onnx.calibration.one_parameter import (
     prefactor,
     scalars,
 )
-from dynorm_onnx.calibration.rows import Rows
+from dynorm_onnx.calibration.norms.rows import Rows
 from dynorm_onnx.errors import NoSiteError
 from dynorm_onnx.functions import FUNCTIONS, Coupling, Function
 from dynorm_onnx.functions.coupling import applied
-from dynorm_onnx.graph import model_io
+from dynorm_onnx.graph.files import model_io
 from dynorm_onnx.graph.lower import LoweredNorm, lower
 from dynorm_onnx.graph.norm_site import Kind
-from dynorm_onnx.graph.select import select
-from dynorm_onnx.graph.sites import find_sites
+from dynorm_onnx.graph.sites.find import find_sites
+from dynorm_onnx.graph.sites.select import select
 from dynorm_onnx.runtime.session import make_session, run_model
 from dynorm_onnx.runtime.value_types import value_types
 

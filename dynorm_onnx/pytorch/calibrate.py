@@ -20,14 +20,14 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from dynorm_onnx.calibration.coupling import squared_lengths
-from dynorm_onnx.calibration.fit import Fit
-from dynorm_onnx.calibration.fit_rows import Leeway, fit_rows
-from dynorm_onnx.calibration.held_out import HeldOut, held_out_samples
-from dynorm_onnx.calibration.leeway import leeways_of
-from dynorm_onnx.calibration.massive import LOOKED_AT, has_sinks
-from dynorm_onnx.calibration.rows import Rows
-from dynorm_onnx.calibration.weights import token_weights
+from dynorm_onnx.calibration.norms.coupling import squared_lengths
+from dynorm_onnx.calibration.norms.fit import Fit
+from dynorm_onnx.calibration.norms.fit_rows import Leeway, fit_rows
+from dynorm_onnx.calibration.norms.leeway import leeways_of
+from dynorm_onnx.calibration.norms.massive import LOOKED_AT, has_sinks
+from dynorm_onnx.calibration.norms.rows import Rows
+from dynorm_onnx.calibration.stages.held_out import HeldOut, held_out_samples
+from dynorm_onnx.calibration.stages.weights import token_weights
 from dynorm_onnx.errors import DataError
 from dynorm_onnx.functions import Function
 from dynorm_onnx.progress import Progress, no_progress

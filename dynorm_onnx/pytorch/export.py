@@ -16,9 +16,9 @@ from torch import nn
 
 from dynorm_onnx.errors import UsageError
 from dynorm_onnx.functions import DOMAIN, DOMAIN_VERSION, OPERATORS, Form
-from dynorm_onnx.graph import model_io
-from dynorm_onnx.graph.rewrite import add_body
-from dynorm_onnx.graph.unique_names import Names
+from dynorm_onnx.graph.edit.unique_names import Names
+from dynorm_onnx.graph.files import model_io
+from dynorm_onnx.graph.replace.rewrite import add_body
 from dynorm_onnx.pytorch.foreign import Mappings, as_dynorm_module
 from dynorm_onnx.pytorch.inherit import inherit_hooks
 from dynorm_onnx.pytorch.modules import evaluating, swapped

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 from torch import nn
 
-from dynorm_onnx.calibration.fit import Fit
+from dynorm_onnx.calibration.norms.fit import Fit
 from dynorm_onnx.errors import NoSiteError, UsageError
 from dynorm_onnx.functions import REGISTRY
-from dynorm_onnx.graph.select import matcher
+from dynorm_onnx.graph.sites.select import matcher
 from dynorm_onnx.progress import Progress, no_progress
 from dynorm_onnx.pytorch.calibrate import Batch, fit_norms
 from dynorm_onnx.pytorch.inherit import inherit

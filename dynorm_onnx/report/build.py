@@ -7,7 +7,7 @@ from typing import Any
 
 from dynorm_onnx import __version__
 from dynorm_onnx.calibration.data import CalibrationData
-from dynorm_onnx.calibration.norms import Calibrated
+from dynorm_onnx.calibration.norms.calibrate import Calibrated
 from dynorm_onnx.calibration.rotation.outcome import NO_ROTATIONS, Rotations
 from dynorm_onnx.config import ConvertConfig
 from dynorm_onnx.graph.fold import NO_FOLDS, Folds

@@ -11,9 +11,9 @@ from collections.abc import Callable, Collection, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from dynorm_onnx.calibration.norms import Calibrated, put_in_place
-from dynorm_onnx.calibration.observe import Observed, observe, sampled_rows, usable_rows
-from dynorm_onnx.calibration.one_parameter import (
+from dynorm_onnx.calibration.norms.calibrate import Calibrated, put_in_place
+from dynorm_onnx.calibration.norms.observe import Observed, observe, sampled_rows, usable_rows
+from dynorm_onnx.calibration.norms.one_parameter import (
     OUTLIERS,
     fit_steepness_to_bins,
     norm_core,
@@ -23,9 +23,9 @@ from dynorm_onnx.calibration.one_parameter import (
     scalars,
 )
 from dynorm_onnx.functions import DYISRU, DYT, Function, NormParameters
+from dynorm_onnx.graph.files.model_io import clone
 from dynorm_onnx.graph.lower import LoweredNorm
-from dynorm_onnx.graph.model_io import clone
-from dynorm_onnx.graph.rewrite import set_initializers
+from dynorm_onnx.graph.replace.rewrite import set_initializers
 from dynorm_onnx.runtime.arrays import Feeds
 from dynorm_onnx.runtime.logits import token_input
 

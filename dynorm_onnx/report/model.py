@@ -34,7 +34,7 @@ class SiteReport:
     error: float | None = None  # of the fit on the calibration data, relative
     held_out_error: float | None = None  # the same on calibration samples that were not solved with
     parameters: NormParameters | None = None
-    length_errors: tuple[float, ...] = ()  # of S without and with each coupled channel, see calibration/coupling.py
+    length_errors: tuple[float, ...] = ()  # of S without and with each coupled channel, see norms/coupling.py
 
     @property
     def coupled(self) -> int:

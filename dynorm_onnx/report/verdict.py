@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from dynorm_onnx.calibration.leeway import MOST_COUPLED
+from dynorm_onnx.calibration.norms.leeway import MOST_COUPLED
 from dynorm_onnx.config import ConvertConfig
 from dynorm_onnx.report.model import SiteReport, Verdict
 from dynorm_onnx.runtime.measures import OutputError

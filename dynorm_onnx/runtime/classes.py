@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from dynorm_onnx.graph.output_kind import OutputKind
+from dynorm_onnx.graph.values.output_kind import OutputKind
 from dynorm_onnx.runtime.arrays import is_float
 
 Telling = Literal["scores", "probability"]

@@ -12,10 +12,10 @@ import onnx
 import onnx_ir as ir
 
 from dynorm_onnx.errors import ModelError
-from dynorm_onnx.graph.flat_rows import flatten_rows
-from dynorm_onnx.graph.joined_weights import join_weights
-from dynorm_onnx.graph.outputs import largest_difference
+from dynorm_onnx.graph.linear.joined_weights import join_weights
 from dynorm_onnx.graph.quiet import without_tracebacks
+from dynorm_onnx.graph.replace.flat_rows import flatten_rows
+from dynorm_onnx.graph.values.outputs import largest_difference
 from dynorm_onnx.runtime.arrays import Feeds, first_line, is_float, run
 from dynorm_onnx.runtime.measures import OutputSums
 from dynorm_onnx.runtime.session import Model

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from dynorm_onnx.graph.model_io import load, prepare
-from dynorm_onnx.graph.pieces import Piece, cut_by_weights, part_of_model, weight_bytes
+from dynorm_onnx.graph.edit.pieces import Piece, cut_by_weights, part_of_model, weight_bytes
+from dynorm_onnx.graph.files.model_io import load, prepare
 from dynorm_onnx.runtime.activations import ActivationStore
 from dynorm_onnx.runtime.arrays import Feeds, feed_value, fetch_value, run
 from dynorm_onnx.runtime.session import Provider, make_session

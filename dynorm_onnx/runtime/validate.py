@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from dynorm_onnx.errors import DataError
-from dynorm_onnx.graph.output_kind import OutputKind
+from dynorm_onnx.graph.values.output_kind import OutputKind
 from dynorm_onnx.runtime.arrays import Feeds, is_float
 from dynorm_onnx.runtime.classes import Telling, tells_classes
 from dynorm_onnx.runtime.logits import CausalProbe, LogitsOutput, kept_positions, logits_output, token_input

@@ -21,8 +21,8 @@ import onnx
 import onnx_ir as ir
 
 from dynorm_onnx.errors import DynormError
-from dynorm_onnx.graph.model_io import load
-from dynorm_onnx.graph.rewrite import count_replacements
+from dynorm_onnx.graph.files.model_io import load
+from dynorm_onnx.graph.replace.rewrite import count_replacements
 from dynorm_onnx.runtime.arrays import Feeds
 from dynorm_onnx.runtime.fuse import fuse_for_ort, same_outputs
 from dynorm_onnx.runtime.session import Model, Provider, has_kernels, make_session

@@ -21,7 +21,7 @@ import onnx_ir as ir
 from dynorm_onnx import custom_ops
 from dynorm_onnx.conversion.convert_model import convert_model
 from dynorm_onnx.errors import ModelError, UsageError
-from dynorm_onnx.graph import model_io
+from dynorm_onnx.graph.files import model_io
 from dynorm_onnx.progress import Progress, no_progress
 from dynorm_onnx.report import Report
 from dynorm_onnx.serving.folders import new_folder

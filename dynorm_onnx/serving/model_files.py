@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from dynorm_onnx.errors import UsageError
-from dynorm_onnx.graph import model_io
+from dynorm_onnx.graph.files import model_io
 from dynorm_onnx.runtime.user_libraries import registered
 from dynorm_onnx.serving.tensors import ServedSignature
 

@@ -22,7 +22,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from dynorm_onnx.errors import DataError
-from dynorm_onnx.graph import model_io
+from dynorm_onnx.graph.files import model_io
 from dynorm_onnx.runtime.arrays import first_line
 from dynorm_onnx.runtime.session import make_session
 from dynorm_onnx.serving.open_inference import (

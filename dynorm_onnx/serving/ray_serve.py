@@ -19,7 +19,7 @@ from typing import Any
 
 from dynorm_onnx.config import PROVIDERS
 from dynorm_onnx.errors import ModelError, UsageError
-from dynorm_onnx.graph import model_io
+from dynorm_onnx.graph.files import model_io
 from dynorm_onnx.serving.folders import new_folder
 from dynorm_onnx.serving.model_files import (
     DEFAULT_BATCH,

@@ -22,7 +22,7 @@ import onnx_ir as ir
 from dynorm_onnx import custom_ops
 from dynorm_onnx.errors import ModelError, UsageError
 from dynorm_onnx.functions.base import DOMAIN
-from dynorm_onnx.graph import model_io
+from dynorm_onnx.graph.files import model_io
 from dynorm_onnx.runtime.session import has_kernels
 from dynorm_onnx.serving.config_pbtxt import KINDS, TritonConfig
 from dynorm_onnx.serving.folders import new_folder

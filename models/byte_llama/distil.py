@@ -21,8 +21,8 @@ import numpy as np
 from text import PIECE, split_text
 
 from dynorm_onnx.conversion.convert_model import convert_model
-from dynorm_onnx.graph import model_io
-from dynorm_onnx.graph.linear import find_linear_layers
+from dynorm_onnx.graph.files import model_io
+from dynorm_onnx.graph.linear.find import find_linear_layers
 from dynorm_onnx.runtime.session import make_session
 from dynorm_onnx.runtime.validate import validate
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from dynorm_onnx.calibration.data import load_calibration
-from dynorm_onnx.graph import model_io
+from dynorm_onnx.graph.files import model_io
 from dynorm_onnx.pytorch.graph import GraphModule
 from dynorm_onnx.runtime.session import make_session
 

@@ -9,11 +9,11 @@ import onnx
 import onnx_ir as ir
 
 from dynorm_onnx.functions import REGISTRY, NormParameters
+from dynorm_onnx.graph.files.model_io import prepare
 from dynorm_onnx.graph.lower import LoweredNorm, lower
-from dynorm_onnx.graph.model_io import prepare
 from dynorm_onnx.graph.norm_site import SitesFound
-from dynorm_onnx.graph.rewrite import replace
-from dynorm_onnx.graph.sites import find_sites
+from dynorm_onnx.graph.replace.rewrite import replace
+from dynorm_onnx.graph.sites.find import find_sites
 from dynorm_onnx.runtime.session import run_model
 
 CANONICAL = {"LayerNormalization", "SimplifiedLayerNormalization", "RMSNormalization"}

@@ -15,10 +15,10 @@ from tests.compatibility.outcome import BEGIN, END, Outcome, counted, put, range
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 BOUND = re.compile(r"^([A-Za-z0-9_-]+)(?:\[[^]]*\])?>=([0-9.]+)$")
 JUNIT = """<testsuites><testsuite>
-<testcase classname="tests.test_opsets" name="test_converted_at[opset11]"/>
-<testcase classname="tests.test_opsets" name="test_converted_at[opset12]"><failure message="no"/></testcase>
-<testcase classname="tests.test_opsets" name="test_converted_at[opset12]"><error message="teardown"/></testcase>
-<testcase classname="tests.test_opsets" name="test_converted_at[opset13]"><skipped/></testcase>
+<testcase classname="tests.end_to_end.test_opsets" name="test_converted_at[opset11]"/>
+<testcase classname="tests.end_to_end.test_opsets" name="test_converted_at[opset12]"><failure message="no"/></testcase>
+<testcase classname="tests.end_to_end.test_opsets" name="test_converted_at[opset12]"><error message="late"/></testcase>
+<testcase classname="tests.end_to_end.test_opsets" name="test_converted_at[opset13]"><skipped/></testcase>
 <testcase classname="tests.test_x" name="test_x"/>
 <testcase classname="" name="tests.test_gone"><error message="collection failure"/></testcase>
 </testsuite></testsuites>"""
@@ -76,7 +76,7 @@ def test_a_report_is_counted() -> None:
     assert counted(JUNIT) == {
         "passed": 2,
         "skipped": 1,
-        "failures": ["tests.test_gone", "tests.test_opsets::test_converted_at[opset12]"],
+        "failures": ["tests.end_to_end.test_opsets::test_converted_at[opset12]", "tests.test_gone"],
         "opsets": [11],
     }
 

@@ -15,7 +15,7 @@ import onnx
 import pytest
 
 from dynorm_onnx import convert_model
-from dynorm_onnx.calibration import norms
+from dynorm_onnx.calibration.norms import calibrate
 from dynorm_onnx.convert import main
 from dynorm_onnx.errors import BoundError, UsageError
 from tests.calibration.rotation import planted as in_a_bad_basis
@@ -184,7 +184,7 @@ def test_an_interrupted_command_says_what_goes_on(
     """Ctrl-C in the middle, and the same command again."""
     command = [str(small), "-o", str(tmp_path / "out.onnx"), "--data", "random", "--samples", "4", "--method",
                "fit", "--no-time", "--no-validate"]  # fmt: skip
-    fit_norm, done = norms.fit_norm, []
+    fit_norm, done = calibrate.fit_norm, []
 
     def interrupted(*arguments: Any) -> Any:
         done.append(arguments)
@@ -192,7 +192,7 @@ def test_an_interrupted_command_says_what_goes_on(
             raise KeyboardInterrupt
         return fit_norm(*arguments)
 
-    monkeypatch.setattr(norms, "fit_norm", interrupted)
+    monkeypatch.setattr(calibrate, "fit_norm", interrupted)
     assert main(command) == 130
     assert f"the same command goes on from {tmp_path / 'out.onnx.calibration'}" in capsys.readouterr().err
     monkeypatch.undo()

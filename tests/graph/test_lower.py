@@ -13,9 +13,9 @@ import onnxruntime as ort
 import pytest
 from onnx import numpy_helper, parser
 
+from dynorm_onnx.graph.files.model_io import prepare
 from dynorm_onnx.graph.lower import LoweredNorm, lower
-from dynorm_onnx.graph.model_io import prepare
-from dynorm_onnx.graph.sites import find_sites
+from dynorm_onnx.graph.sites.find import find_sites
 from dynorm_onnx.runtime.session import run_model
 from tests.builders.convert import is_checked, lowered
 from tests.builders.execute import run_ort

@@ -9,10 +9,10 @@ import onnx
 import pytest
 
 from dynorm_onnx.calibration.data import load_calibration
-from dynorm_onnx.calibration.one_parameter import OUTLIERS
+from dynorm_onnx.calibration.norms.one_parameter import OUTLIERS
 from dynorm_onnx.errors import NoSiteError
 from dynorm_onnx.functions import FUNCTIONS
-from dynorm_onnx.graph import model_io
+from dynorm_onnx.graph.files import model_io
 from dynorm_onnx.paper import ModelComparison, compare_on_model
 from dynorm_onnx.paper.real_model import HOWS
 from tests.shipped import MODEL, NORMS, TEXT

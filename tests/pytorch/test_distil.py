@@ -15,9 +15,9 @@ import pytest
 from dynorm_onnx.conversion.convert_model import convert_model
 from dynorm_onnx.conversion.distilled import begins_fitted
 from dynorm_onnx.errors import DataError, UsageError
-from dynorm_onnx.graph import model_io
+from dynorm_onnx.graph.files import model_io
 from dynorm_onnx.graph.lower import lower
-from dynorm_onnx.graph.sites import find_sites
+from dynorm_onnx.graph.sites.find import find_sites
 from dynorm_onnx.runtime.arrays import run
 from dynorm_onnx.runtime.session import make_session
 from dynorm_onnx.runtime.validate import validate

@@ -11,13 +11,13 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from dynorm_onnx.calibration.fit_rows import Leeway
-from dynorm_onnx.calibration.norms import calibrate_norms
+from dynorm_onnx.calibration.norms.calibrate import calibrate_norms
+from dynorm_onnx.calibration.norms.fit_rows import Leeway
 from dynorm_onnx.errors import DataError, NoSiteError, UsageError
 from dynorm_onnx.functions import REGISTRY
-from dynorm_onnx.graph import model_io
+from dynorm_onnx.graph.files import model_io
 from dynorm_onnx.graph.lower import lower
-from dynorm_onnx.graph.sites import find_sites
+from dynorm_onnx.graph.sites.find import find_sites
 from dynorm_onnx.pytorch import DyISRU, DyT, export, replace_norms
 from dynorm_onnx.pytorch.nn import MODULES, ElementwiseNorm
 from dynorm_onnx.runtime.session import run_model

@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 from dynorm_onnx.calibration.data import load_calibration
-from dynorm_onnx.graph import model_io
+from dynorm_onnx.graph.files import model_io
 from dynorm_onnx.report.evidence import MOST_PICTURES, OUTLIER_POINTS, POINTS, choose_pictures
 from dynorm_onnx.runtime.session import make_session
 from tests.report.conftest import KEPT, Page

@@ -6,7 +6,7 @@ import onnx_ir as ir
 import onnxscript.rewriter.ort_fusions as ort_fusions
 import pytest
 
-from dynorm_onnx.graph import model_io
+from dynorm_onnx.graph.files import model_io
 from dynorm_onnx.runtime.fuse import fuse_for_ort, fused_or_not
 from tests.graph.fold.models import pre_norm
 from tests.shipped import MODEL

@@ -9,8 +9,8 @@ import onnx_ir as ir
 import pytest
 
 from dynorm_onnx.errors import DataError
-from dynorm_onnx.graph.model_io import load, prepare
-from dynorm_onnx.graph.pieces import cut_by_weights, part_of_model, weight_bytes
+from dynorm_onnx.graph.edit.pieces import cut_by_weights, part_of_model, weight_bytes
+from dynorm_onnx.graph.files.model_io import load, prepare
 from dynorm_onnx.runtime.arrays import run
 from dynorm_onnx.runtime.pieces import PiecewiseModel, Recorded, count_runs, open_for_batches, open_model, run_batches
 from dynorm_onnx.runtime.session import make_session

@@ -11,11 +11,11 @@ import onnxscript.rewriter.ort_fusions as ort_fusions
 from onnx import parser
 
 from dynorm_onnx.functions import NormParameters
-from dynorm_onnx.graph.inline import inlined
+from dynorm_onnx.graph.files.prepare import prepare
 from dynorm_onnx.graph.lower import lower
-from dynorm_onnx.graph.prepare import prepare
-from dynorm_onnx.graph.rewrite import replace
-from dynorm_onnx.graph.sites import find_sites
+from dynorm_onnx.graph.replace.inline import inlined
+from dynorm_onnx.graph.replace.rewrite import replace
+from dynorm_onnx.graph.sites.find import find_sites
 from dynorm_onnx.runtime import variants
 from dynorm_onnx.runtime.placement import placement
 from dynorm_onnx.runtime.session import has_kernels, run_model

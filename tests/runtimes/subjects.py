@@ -10,8 +10,8 @@ import numpy as np
 import onnx
 
 from dynorm_onnx import convert_model
-from dynorm_onnx.graph import model_io
-from dynorm_onnx.graph.inline import inlined
+from dynorm_onnx.graph.files import model_io
+from dynorm_onnx.graph.replace.inline import inlined
 from dynorm_onnx.runtime.session import make_session
 from tests.shipped import MODEL, TEXT
 

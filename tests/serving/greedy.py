@@ -9,7 +9,7 @@ import numpy as np
 
 from dynorm_onnx.calibration.data.missing import complete
 from dynorm_onnx.calibration.data.signature import signature
-from dynorm_onnx.graph import model_io
+from dynorm_onnx.graph.files import model_io
 from dynorm_onnx.runtime.arrays import run
 from dynorm_onnx.runtime.session import make_session
 

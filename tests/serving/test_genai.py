@@ -17,7 +17,7 @@ from dynorm_onnx import custom_ops
 from dynorm_onnx.calibration.data.missing import complete
 from dynorm_onnx.calibration.data.signature import signature
 from dynorm_onnx.errors import DataError, ModelError, UsageError
-from dynorm_onnx.graph import model_io
+from dynorm_onnx.graph.files import model_io
 from dynorm_onnx.runtime.arrays import run
 from dynorm_onnx.runtime.session import make_session
 from dynorm_onnx.serving.genai import convert_genai_folder

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from dynorm_onnx.graph.fixed import constant_values
+from dynorm_onnx.graph.values.fixed import constant_values
 
 # operators behind which a weight is still one
 _CARRIED = frozenset(

@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from dynorm_onnx.calibration.data.embedding import table_indexed
 from dynorm_onnx.calibration.data.signature import InputSpec
-from dynorm_onnx.graph.fixed import fixed_tensor
+from dynorm_onnx.graph.values.fixed import fixed_tensor
 
 Range = tuple[float, float]
 

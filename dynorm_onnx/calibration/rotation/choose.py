@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from dynorm_onnx.calibration.fit import fit
-from dynorm_onnx.calibration.moments import Range, moments_of
+from dynorm_onnx.calibration.norms.fit import fit
+from dynorm_onnx.calibration.norms.moments import Range, moments_of
 from dynorm_onnx.calibration.rotation.search import JITTER, find_rotation
 from dynorm_onnx.calibration.rotation.tokens import NormTokens
 from dynorm_onnx.functions import Function

@@ -10,8 +10,8 @@ import onnx_ir as ir
 
 from dynorm_onnx.calibration.rotation.kept_rows import KeptRows
 from dynorm_onnx.calibration.rotation.seen import Seen, seen_at
-from dynorm_onnx.graph.basis import StreamBasis
 from dynorm_onnx.graph.lower import LoweredNorm
+from dynorm_onnx.graph.streams.basis import StreamBasis
 from dynorm_onnx.runtime.arrays import Feeds
 
 FIRST, NORMS = 4, 22

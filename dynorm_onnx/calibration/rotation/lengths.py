@@ -1,7 +1,7 @@
 """A rotation of a stream in which few channels tell how long a token is, wherever a norm asks.
 
 To norms nothing changes. Functions with coupled channels miss a norm by half the relative error to which these tell the
-token's squared length S (calibration/coupling.py), and which channels there are to choose from is up to the basis.
+token's squared length S (norms/coupling.py), and which channels there are to choose from is up to the basis.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from dynorm_onnx.calibration.coupling import choose_coupling
+from dynorm_onnx.calibration.norms.coupling import choose_coupling
+from dynorm_onnx.calibration.norms.rows import Rows
 from dynorm_onnx.calibration.rotation.directions import find_directions
 from dynorm_onnx.calibration.rotation.length_tokens import LengthTokens
 from dynorm_onnx.calibration.rotation.seen import MASSIVE_SHARE
-from dynorm_onnx.calibration.rows import Rows
 
 FIXED_SHARE = 4  # one direction in so many, but one at least, may be a massive channel
 

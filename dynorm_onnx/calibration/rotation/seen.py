@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from dynorm_onnx.calibration.coupling import MASSIVE, squared_lengths
 from dynorm_onnx.calibration.data import signature
-from dynorm_onnx.calibration.held_out import HeldOut, held_out_rows, held_out_samples
-from dynorm_onnx.calibration.observe import Observed, observe, usable_rows
+from dynorm_onnx.calibration.norms.coupling import MASSIVE, squared_lengths
+from dynorm_onnx.calibration.norms.observe import Observed, observe, usable_rows
+from dynorm_onnx.calibration.stages.held_out import HeldOut, held_out_rows, held_out_samples
 from dynorm_onnx.graph.lower import LoweredNorm
 from dynorm_onnx.runtime.arrays import Feeds
 

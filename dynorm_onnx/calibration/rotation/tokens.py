@@ -12,16 +12,16 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from dynorm_onnx.calibration.coupling import UNCOUPLED, choose_coupling, squared_lengths
-from dynorm_onnx.calibration.fit_rows import Leeway, steeper
-from dynorm_onnx.calibration.one_parameter import norm_core
+from dynorm_onnx.calibration.norms.coupling import UNCOUPLED, choose_coupling, squared_lengths
+from dynorm_onnx.calibration.norms.fit_rows import Leeway, steeper
+from dynorm_onnx.calibration.norms.one_parameter import norm_core
+from dynorm_onnx.calibration.norms.rows import Rows
 from dynorm_onnx.calibration.rotation.seen import MASSIVE_SHARE, Seen, seen_at
-from dynorm_onnx.calibration.rows import Rows
 from dynorm_onnx.errors import ModelError
 from dynorm_onnx.functions.coupling import applied
-from dynorm_onnx.graph.basis import StreamBasis
 from dynorm_onnx.graph.lower import LoweredNorm
-from dynorm_onnx.graph.mapped import let_go
+from dynorm_onnx.graph.streams.basis import StreamBasis
+from dynorm_onnx.graph.values.mapped import let_go
 from dynorm_onnx.runtime.arrays import Feeds
 
 LOOKED_AT = 32_768

@@ -9,7 +9,7 @@ import numpy as np
 
 from dynorm_onnx.calibration.checkpoint import Checkpoint
 from dynorm_onnx.calibration.data import CalibrationData
-from dynorm_onnx.calibration.fit_rows import Leeway
+from dynorm_onnx.calibration.norms.fit_rows import Leeway
 from dynorm_onnx.calibration.rotation import Chosen, choose_rotation, tokens_of_streams
 from dynorm_onnx.calibration.rotation.outcome import Turning
 from dynorm_onnx.calibration.rotation.tokens import NormTokens
@@ -22,8 +22,8 @@ from dynorm_onnx.conversion.rotation.turned import (
     with_left,
 )
 from dynorm_onnx.functions import Function
-from dynorm_onnx.graph.basis import StreamBasis
 from dynorm_onnx.graph.fold import Parity
+from dynorm_onnx.graph.streams.basis import StreamBasis
 
 LEAST_FREE = 3  # channels that may be turned: two, and one for the mean of LayerNorms
 

@@ -20,8 +20,8 @@ from dynorm_onnx.conversion.rotation.turned import (
     usable_bases,
     with_left,
 )
-from dynorm_onnx.graph.basis import StreamBasis
 from dynorm_onnx.graph.fold import Parity
+from dynorm_onnx.graph.streams.basis import StreamBasis
 
 
 def turned_to_lengths(

@@ -11,13 +11,13 @@ import onnx_ir as ir
 
 from dynorm_onnx.calibration.checkpoint import Checkpoint, Tree
 from dynorm_onnx.calibration.data import CalibrationData
-from dynorm_onnx.calibration.fit_rows import Leeway
+from dynorm_onnx.calibration.layers.store import WeightStore
+from dynorm_onnx.calibration.norms.fit_rows import Leeway
 from dynorm_onnx.calibration.rotation.outcome import NO_ROTATIONS, Rotations, Unturned
-from dynorm_onnx.calibration.store import WeightStore
-from dynorm_onnx.graph.basis import StreamBasis, bases_or_reasons
 from dynorm_onnx.graph.fold import Parity
 from dynorm_onnx.graph.lower import LoweredNorm
-from dynorm_onnx.graph.turn import turn, why_not
+from dynorm_onnx.graph.streams.basis import StreamBasis, bases_or_reasons
+from dynorm_onnx.graph.streams.turn import turn, why_not
 from dynorm_onnx.runtime.arrays import run
 from dynorm_onnx.runtime.pieces import open_for_batches
 from dynorm_onnx.runtime.session import Provider

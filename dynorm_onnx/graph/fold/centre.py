@@ -7,10 +7,10 @@ import functools
 import numpy as np
 import onnx_ir as ir
 
-from dynorm_onnx.graph.emit import Emitter, add_initializer, set_tensor
+from dynorm_onnx.graph.edit.emit import Emitter, add_initializer, set_tensor
+from dynorm_onnx.graph.edit.unique_names import Names
 from dynorm_onnx.graph.fold.stream import Reading, Stream, is_own
-from dynorm_onnx.graph.mapped import computed, let_go
-from dynorm_onnx.graph.unique_names import Names
+from dynorm_onnx.graph.values.mapped import computed, let_go
 
 _BLOCK = 1 << 20  # elements of a weight that are centred at a time, in float64
 _SMALL = 1 << 16

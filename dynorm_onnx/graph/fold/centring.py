@@ -13,15 +13,15 @@ from collections.abc import Collection, Sequence
 
 import onnx_ir as ir
 
+from dynorm_onnx.graph.files.prepare import clone
 from dynorm_onnx.graph.fold.centre import centre, lookups, shared
 from dynorm_onnx.graph.fold.outcome import Fold, Folds, Unfolded
 from dynorm_onnx.graph.fold.parity import Parity
 from dynorm_onnx.graph.fold.root_mean_square import BiasPlace, bias_places, to_rms
 from dynorm_onnx.graph.fold.stream import Stream, find_streams
-from dynorm_onnx.graph.linear import find_linear_layers
+from dynorm_onnx.graph.linear.find import find_linear_layers
 from dynorm_onnx.graph.lower import LoweredNorm, sum_operands
-from dynorm_onnx.graph.prepare import clone
-from dynorm_onnx.graph.rewrite import node_in
+from dynorm_onnx.graph.replace.rewrite import node_in
 
 logger = logging.getLogger(__name__)
 

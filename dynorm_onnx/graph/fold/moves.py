@@ -10,7 +10,7 @@ import math
 
 import onnx_ir as ir
 
-from dynorm_onnx.graph.fixed import fixed_tensor
+from dynorm_onnx.graph.values.fixed import fixed_tensor
 
 _ELEMENTWISE = frozenset({"Add", "Sub"})
 _SCALED = frozenset({"Mul", "Div"})

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from dynorm_onnx.graph.outputs import largest_difference
+from dynorm_onnx.graph.values.outputs import largest_difference
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from dynorm_onnx.graph.fold.moves import axis_after
-from dynorm_onnx.graph.linear_layer import LinearLayer
+from dynorm_onnx.graph.linear.linear_layer import LinearLayer
 
 # They move rows, or change their type, and do nothing else.
 _MOVERS = frozenset({"Identity", "Cast", "Dropout", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose"})

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from dynorm_onnx.graph.emit import inherit, remove_dead, set_tensor, take_over
+from dynorm_onnx.graph.edit.emit import inherit, remove_dead, set_tensor, take_over
 from dynorm_onnx.graph.fold.readers import layers_reading
-from dynorm_onnx.graph.linear_layer import LinearLayer
+from dynorm_onnx.graph.linear.linear_layer import LinearLayer
 from dynorm_onnx.graph.lower import LoweredNorm
 from dynorm_onnx.graph.lower.bodies import DOMAIN, add_norm_function
 

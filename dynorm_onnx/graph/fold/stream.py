@@ -12,10 +12,10 @@ from collections.abc import Collection, Iterator, Sequence
 
 import onnx_ir as ir
 
-from dynorm_onnx.graph.fixed import fixed_tensor, is_fixed
 from dynorm_onnx.graph.fold.moves import axis_after, axis_before, rows_read, size_at
-from dynorm_onnx.graph.linear import FLOATS
+from dynorm_onnx.graph.linear.find import FLOATS
 from dynorm_onnx.graph.lower import LoweredNorm
+from dynorm_onnx.graph.values.fixed import fixed_tensor, is_fixed
 
 _SHAPE_ONLY = frozenset({"Shape", "Size"})
 

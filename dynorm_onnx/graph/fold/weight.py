@@ -13,15 +13,15 @@ import numpy as np
 import onnx_ir as ir
 
 from dynorm_onnx.functions import DOMAIN
-from dynorm_onnx.graph.emit import set_tensor
+from dynorm_onnx.graph.edit.emit import set_tensor
+from dynorm_onnx.graph.files.prepare import clone
 from dynorm_onnx.graph.fold.outcome import Fold, Folds, Unfolded
 from dynorm_onnx.graph.fold.parity import Parity
 from dynorm_onnx.graph.fold.readers import layers_reading
 from dynorm_onnx.graph.fold.root_mean_square import BiasPlace
-from dynorm_onnx.graph.linear import find_linear_layers
-from dynorm_onnx.graph.linear_layer import LinearLayer
+from dynorm_onnx.graph.linear.find import find_linear_layers
+from dynorm_onnx.graph.linear.linear_layer import LinearLayer
 from dynorm_onnx.graph.lower import LoweredNorm
-from dynorm_onnx.graph.prepare import clone
 
 logger = logging.getLogger(__name__)
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from dynorm_onnx.graph.forms.index import GraphIndex, Shape
-from dynorm_onnx.graph.forms.node_kinds import is_op
 from dynorm_onnx.graph.norm_site import Kind
+from dynorm_onnx.graph.values.index import GraphIndex, Shape
+from dynorm_onnx.graph.values.node_kinds import is_op
 
 # What stands between a weight given as a graph input and its use.
 _PREPARATIONS = {"Cast", "Identity", "Transpose", "Reshape", "Unsqueeze", "Squeeze", "Flatten"}

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from dynorm_onnx.graph.forms.constants import integer
-from dynorm_onnx.graph.forms.index import GraphIndex
-from dynorm_onnx.graph.forms.node_kinds import is_op
 from dynorm_onnx.graph.forms.operators import reduced_axes, written_axes
+from dynorm_onnx.graph.values.index import GraphIndex
+from dynorm_onnx.graph.values.node_kinds import is_op
+from dynorm_onnx.graph.values.small_constants import integer
 
 MORE_AXES = 3  # places of a volume
 

@@ -11,15 +11,15 @@ import numpy as np
 import onnx_ir as ir
 
 from dynorm_onnx.graph.forms.algebra import ONE, Polynomial, Sum, product
-from dynorm_onnx.graph.forms.constants import integer, real
 from dynorm_onnx.graph.forms.decomposed import Finding, readings_of, site_of
-from dynorm_onnx.graph.forms.index import GraphIndex
 from dynorm_onnx.graph.forms.inverse_root import SQUARE, SQUARED_MEAN
 from dynorm_onnx.graph.forms.layout import restores
-from dynorm_onnx.graph.forms.node_kinds import is_op
 from dynorm_onnx.graph.forms.operators import Frame
 from dynorm_onnx.graph.forms.region import walk
 from dynorm_onnx.graph.norm_site import NearMiss
+from dynorm_onnx.graph.values.index import GraphIndex
+from dynorm_onnx.graph.values.node_kinds import is_op
+from dynorm_onnx.graph.values.small_constants import integer, real
 
 TRAINING_MODE_SINCE = 14  # before, the number of outputs said it
 INPUTS = 5  # X, scale, offset, mean, variance

@@ -8,12 +8,12 @@ from __future__ import annotations
 import dataclasses
 
 from dynorm_onnx.graph.forms.decomposed import without_needed
-from dynorm_onnx.graph.forms.index import GraphIndex
 from dynorm_onnx.graph.forms.layer import CENTRED
-from dynorm_onnx.graph.forms.node_kinds import is_op
 from dynorm_onnx.graph.forms.operators import Frame
 from dynorm_onnx.graph.forms.region import walk
 from dynorm_onnx.graph.norm_site import NormSite
+from dynorm_onnx.graph.values.index import GraphIndex
+from dynorm_onnx.graph.values.node_kinds import is_op
 
 
 def take_mean(index: GraphIndex, site: NormSite) -> NormSite:

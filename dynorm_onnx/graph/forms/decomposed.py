@@ -14,14 +14,14 @@ from dynorm_onnx.graph.forms.affine import Normalised
 from dynorm_onnx.graph.forms.algebra import Polynomial
 from dynorm_onnx.graph.forms.anchors import Anchor, anchors, at_ranks_that_fit, roots
 from dynorm_onnx.graph.forms.diagnosis import explain, why_not_axes
-from dynorm_onnx.graph.forms.index import GraphIndex
 from dynorm_onnx.graph.forms.instance import instance_norm
 from dynorm_onnx.graph.forms.layout import lift_over_flatten, why_not_last_axis
-from dynorm_onnx.graph.forms.node_kinds import FLOATS, is_op, is_quantiser
 from dynorm_onnx.graph.forms.operators import Frame
 from dynorm_onnx.graph.forms.quantised import AcrossQuantisation, across_quantisation
 from dynorm_onnx.graph.forms.region import Region, walk
 from dynorm_onnx.graph.norm_site import NearMiss, NormSite, Refusal
+from dynorm_onnx.graph.values.index import GraphIndex
+from dynorm_onnx.graph.values.node_kinds import FLOATS, is_op, is_quantiser
 
 Finding = NormSite | Refusal | NearMiss
 _MADE_UP = re.compile(r"node(_\d+)?")  # what onnx_ir calls nodes that have no name in the file

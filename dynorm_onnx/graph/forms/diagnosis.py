@@ -6,10 +6,10 @@ from fractions import Fraction
 
 from dynorm_onnx.graph.forms.algebra import Polynomial, Sum
 from dynorm_onnx.graph.forms.anchors import Anchor, roots
-from dynorm_onnx.graph.forms.index import GraphIndex
 from dynorm_onnx.graph.forms.inverse_root import split_inverse_root, spread
-from dynorm_onnx.graph.forms.node_kinds import LARGEST_RANK
 from dynorm_onnx.graph.forms.region import Region
+from dynorm_onnx.graph.values.index import GraphIndex
+from dynorm_onnx.graph.values.node_kinds import LARGEST_RANK
 
 HALF = Fraction(1, 2)
 

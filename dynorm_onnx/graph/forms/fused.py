@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator
 
 import onnx_ir as ir
 
-from dynorm_onnx.graph.forms import constants
 from dynorm_onnx.graph.forms.affine import enlarges, misfits, spelled
-from dynorm_onnx.graph.forms.index import GraphIndex
-from dynorm_onnx.graph.forms.node_kinds import FLOATS, LARGEST_RANK
 from dynorm_onnx.graph.norm_site import Kind, NearMiss, NormSite, Refusal
+from dynorm_onnx.graph.values import small_constants as constants
+from dynorm_onnx.graph.values.index import GraphIndex
+from dynorm_onnx.graph.values.node_kinds import FLOATS, LARGEST_RANK
 
 Found = NormSite | Refusal | NearMiss
 

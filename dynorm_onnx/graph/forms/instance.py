@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from dynorm_onnx.graph.forms.affine import is_parameter
-from dynorm_onnx.graph.forms.index import GraphIndex
-from dynorm_onnx.graph.forms.node_kinds import is_op
 from dynorm_onnx.graph.norm_site import NormSite
+from dynorm_onnx.graph.values.index import GraphIndex
+from dynorm_onnx.graph.values.node_kinds import is_op
 
 OTHER_AXES = 2  # besides the places: batch and channels
 

@@ -9,9 +9,9 @@ from fractions import Fraction
 import onnx_ir as ir
 
 from dynorm_onnx.graph.forms.algebra import ONE, Monomial, Polynomial, Sum, product
-from dynorm_onnx.graph.forms.index import GraphIndex
-from dynorm_onnx.graph.forms.node_kinds import is_op
 from dynorm_onnx.graph.norm_site import Kind
+from dynorm_onnx.graph.values.index import GraphIndex
+from dynorm_onnx.graph.values.node_kinds import is_op
 
 SQUARE = product(("square", 1))
 SQUARED_MEAN = product(("mean", 2))

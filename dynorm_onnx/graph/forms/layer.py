@@ -5,10 +5,10 @@ from __future__ import annotations
 from dynorm_onnx.graph.forms.affine import Normalised
 from dynorm_onnx.graph.forms.algebra import Monomial, Polynomial, product
 from dynorm_onnx.graph.forms.inverse_root import Spread, split_inverse_root
-from dynorm_onnx.graph.forms.node_kinds import is_op
 from dynorm_onnx.graph.forms.region import Region
 from dynorm_onnx.graph.forms.rms import bias_of, one_parameter
 from dynorm_onnx.graph.norm_site import NormSite
+from dynorm_onnx.graph.values.node_kinds import is_op
 
 X, MEAN = product(("x", 1)), product(("mean", 1))
 CENTRED = Polynomial({X: 1.0, MEAN: -1.0})

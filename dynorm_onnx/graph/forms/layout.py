@@ -8,10 +8,10 @@ from typing import Literal
 
 import onnx_ir as ir
 
-from dynorm_onnx.graph.forms.constants import integer
-from dynorm_onnx.graph.forms.index import GraphIndex, Shape
-from dynorm_onnx.graph.forms.node_kinds import is_op
 from dynorm_onnx.graph.norm_site import NormSite
+from dynorm_onnx.graph.values.index import GraphIndex, Shape
+from dynorm_onnx.graph.values.node_kinds import is_op
+from dynorm_onnx.graph.values.small_constants import integer
 
 
 def lift_over_flatten(index: GraphIndex, site: NormSite) -> NormSite:

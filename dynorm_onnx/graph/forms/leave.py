@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dynorm_onnx.graph.forms.index import GraphIndex
-from dynorm_onnx.graph.forms.node_kinds import is_op
 from dynorm_onnx.graph.norm_site import NearMiss
+from dynorm_onnx.graph.values.index import GraphIndex
+from dynorm_onnx.graph.values.node_kinds import is_op
 
 REASONS = {
     "InstanceNormalization": "normalises each channel over its places",

@@ -12,10 +12,10 @@ from fractions import Fraction
 
 import onnx_ir as ir
 
-from dynorm_onnx.graph.forms import constants
 from dynorm_onnx.graph.forms.algebra import Polynomial
-from dynorm_onnx.graph.forms.index import GraphIndex
-from dynorm_onnx.graph.forms.node_kinds import QUANTISERS
+from dynorm_onnx.graph.values import small_constants as constants
+from dynorm_onnx.graph.values.index import GraphIndex
+from dynorm_onnx.graph.values.node_kinds import QUANTISERS
 
 HALF = Fraction(1, 2)
 # Below this a lower bound on a variance or a length only guards against zero, and is no formula.

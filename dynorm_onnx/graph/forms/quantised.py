@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from dynorm_onnx.graph.forms.index import GraphIndex
-from dynorm_onnx.graph.forms.node_kinds import is_quantiser
+from dynorm_onnx.graph.values.index import GraphIndex
+from dynorm_onnx.graph.values.node_kinds import is_quantiser
 
 
 class AcrossQuantisation(GraphIndex):

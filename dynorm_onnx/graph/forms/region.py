@@ -10,9 +10,9 @@ import onnx_ir as ir
 
 from dynorm_onnx.graph.forms.affine import is_parameter
 from dynorm_onnx.graph.forms.algebra import LARGEST, Parameter, Polynomial
-from dynorm_onnx.graph.forms.index import GraphIndex
-from dynorm_onnx.graph.forms.node_kinds import FLOATS, is_op, is_quantiser
 from dynorm_onnx.graph.forms.operators import OPERANDS, OPERATORS, Frame
+from dynorm_onnx.graph.values.index import GraphIndex
+from dynorm_onnx.graph.values.node_kinds import FLOATS, is_op, is_quantiser
 
 NODES = 1000  # a norm has a dozen; but a context may be read, and normalised, in every layer
 

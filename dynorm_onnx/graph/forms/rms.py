@@ -8,12 +8,12 @@ import onnx_ir as ir
 
 from dynorm_onnx.graph.forms.affine import Normalised
 from dynorm_onnx.graph.forms.algebra import Monomial, Parameter, Polynomial
-from dynorm_onnx.graph.forms.constants import integer
-from dynorm_onnx.graph.forms.index import GraphIndex
 from dynorm_onnx.graph.forms.inverse_root import spelling, split_inverse_root
-from dynorm_onnx.graph.forms.node_kinds import is_op
 from dynorm_onnx.graph.forms.region import Region
 from dynorm_onnx.graph.norm_site import NormSite
+from dynorm_onnx.graph.values.index import GraphIndex
+from dynorm_onnx.graph.values.node_kinds import is_op
+from dynorm_onnx.graph.values.small_constants import integer
 
 Slot = ir.Value | Literal[False] | None  # a parameter, none, or False: something that is no parameter
 

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 import onnx_ir as ir
 
 from dynorm_onnx.graph.forms import fused
-from dynorm_onnx.graph.forms.index import GraphIndex, graph_indices
 from dynorm_onnx.graph.lower.attention import lower_attention
 from dynorm_onnx.graph.lower.canonical import Lowering
 from dynorm_onnx.graph.lower.embed import lower_embedding
@@ -20,6 +19,7 @@ from dynorm_onnx.graph.lower.lowered_norm import LoweredNorm, require_finite, su
 from dynorm_onnx.graph.lower.plain import lower_plain
 from dynorm_onnx.graph.lower.skip import lower_skip
 from dynorm_onnx.graph.norm_site import NormSite
+from dynorm_onnx.graph.values.index import GraphIndex, graph_indices
 
 __all__ = ["LoweredNorm", "lower", "require_finite", "sum_operands"]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from dynorm_onnx.graph.emit import Emitter
+from dynorm_onnx.graph.edit.emit import Emitter
 from dynorm_onnx.graph.forms.fused import NORM_EPSILONS, NORM_WEIGHTS, SHARED_EPSILON
 from dynorm_onnx.graph.lower.canonical import Lowering
 from dynorm_onnx.graph.lower.lowered_norm import LoweredNorm

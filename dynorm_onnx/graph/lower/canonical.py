@@ -9,14 +9,14 @@ import numpy as np
 import onnx_ir as ir
 
 from dynorm_onnx.errors import ModelError
-from dynorm_onnx.graph.constant_folding import constant_array
-from dynorm_onnx.graph.emit import Emitter, take_over
-from dynorm_onnx.graph.fixed import is_fixed
+from dynorm_onnx.graph.edit.emit import Emitter, take_over
+from dynorm_onnx.graph.edit.unique_names import Names
 from dynorm_onnx.graph.lower.bodies import CAST_LIKE_OPSET, add_norm_function
 from dynorm_onnx.graph.lower.bodies import DOMAIN as BODY_DOMAIN
 from dynorm_onnx.graph.lower.lowered_norm import LoweredNorm, sum_operands
 from dynorm_onnx.graph.norm_site import NormSite
-from dynorm_onnx.graph.unique_names import Names
+from dynorm_onnx.graph.values.constant_folding import constant_array
+from dynorm_onnx.graph.values.fixed import is_fixed
 
 _WIDTH = {ir.DataType.BFLOAT16: 0, ir.DataType.FLOAT16: 1, ir.DataType.FLOAT: 2, ir.DataType.DOUBLE: 3}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from dynorm_onnx.graph.emit import Emitter, remove_dead
+from dynorm_onnx.graph.edit.emit import Emitter, remove_dead
 from dynorm_onnx.graph.lower.canonical import Lowering
 from dynorm_onnx.graph.lower.lowered_norm import LoweredNorm
 from dynorm_onnx.graph.norm_site import NormSite

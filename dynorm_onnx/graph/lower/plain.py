@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from dynorm_onnx.graph.emit import remove_dead
-from dynorm_onnx.graph.fixed import is_fixed
+from dynorm_onnx.graph.edit.emit import remove_dead
 from dynorm_onnx.graph.lower.canonical import Lowering
 from dynorm_onnx.graph.lower.lowered_norm import LoweredNorm, sum_operands
 from dynorm_onnx.graph.norm_site import NormSite
+from dynorm_onnx.graph.values.fixed import is_fixed
 
 _CANONICAL = {"LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"}
 

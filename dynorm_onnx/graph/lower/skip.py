@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from dynorm_onnx.graph.emit import remove_dead
+from dynorm_onnx.graph.edit.emit import remove_dead
 from dynorm_onnx.graph.forms.fused import SUM_BIAS, SUM_OUTPUT
 from dynorm_onnx.graph.lower.canonical import Lowering
 from dynorm_onnx.graph.lower.lowered_norm import LoweredNorm

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from dynorm_onnx.graph.fixed import fixed_tensor
 from dynorm_onnx.graph.quantised.grid import Blocks
 from dynorm_onnx.graph.quantised.weight import RANGES, Plain, QuantisedWeight, free_scales, unusable
+from dynorm_onnx.graph.values.fixed import fixed_tensor
 
 
 def dequantised(node: ir.Node, turned: bool) -> QuantisedWeight | str:

@@ -13,10 +13,10 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
-from dynorm_onnx.graph.fixed import fixed_tensor
 from dynorm_onnx.graph.quantised.grid import Blocks
 from dynorm_onnx.graph.quantised.product import QuantisedProduct
 from dynorm_onnx.graph.quantised.weight import RANGES, Plain, QuantisedWeight, free_scales, is_read_once, unusable
+from dynorm_onnx.graph.values.fixed import fixed_tensor
 
 
 def matmul_integer(node: ir.Node) -> QuantisedProduct | str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from dynorm_onnx.graph.quantised.weight import RANGES
-from dynorm_onnx.graph.reads import inputs_of
+from dynorm_onnx.graph.values.reads import inputs_of
 
 _ROUNDED = "its outputs are rounded to a fixed grid too"
 _TABLE = "its weights are entries of a table, which have no scale and zero point"

@@ -11,10 +11,10 @@ import dataclasses
 import numpy as np
 import onnx_ir as ir
 
-from dynorm_onnx.graph.fixed import fixed_tensor
 from dynorm_onnx.graph.quantised.grid import Blocks
 from dynorm_onnx.graph.quantised.product import QuantisedProduct
 from dynorm_onnx.graph.quantised.weight import QuantisedWeight, free_scales, unusable
+from dynorm_onnx.graph.values.fixed import fixed_tensor
 
 _BITS = (2, 4, 8)  # what bytes hold a whole number of
 _NAMES = ("A", "B", "scales", "zero_points", "g_idx", "bias")

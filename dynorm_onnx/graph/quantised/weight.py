@@ -8,8 +8,8 @@ from typing import Protocol
 import numpy as np
 import onnx_ir as ir
 
-from dynorm_onnx.graph.fixed import is_fixed
 from dynorm_onnx.graph.quantised.grid import Blocks, Grid
+from dynorm_onnx.graph.values.fixed import is_fixed
 
 RANGES = {
     ir.DataType.INT8: (-128, 127), ir.DataType.UINT8: (0, 255), ir.DataType.INT4: (-8, 7), ir.DataType.UINT4: (0, 15),

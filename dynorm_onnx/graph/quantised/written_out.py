@@ -8,10 +8,10 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from dynorm_onnx.graph.constant_folding import constant_array
-from dynorm_onnx.graph.fixed import fixed_tensor
 from dynorm_onnx.graph.quantised.grid import Blocks
 from dynorm_onnx.graph.quantised.weight import RANGES, Plain, QuantisedWeight, free_scales, is_read_once, unusable
+from dynorm_onnx.graph.values.constant_folding import constant_array
+from dynorm_onnx.graph.values.fixed import fixed_tensor
 
 _OPSET = 21  # of the operators that a constant operand is folded through, which mean the same in all
 

@@ -13,8 +13,8 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from dynorm_onnx.graph.basis import StreamBasis, find_bases
 from dynorm_onnx.graph.lower import LoweredNorm
+from dynorm_onnx.graph.streams.basis import StreamBasis, find_bases
 from dynorm_onnx.pytorch.graph import GraphModule
 
 log = logging.getLogger(__name__)

@@ -15,9 +15,9 @@ import onnx_ir as ir
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from dynorm_onnx.graph.emit import add_initializer
-from dynorm_onnx.graph.linear import find_linear_layers
-from dynorm_onnx.graph.model_io import clone
+from dynorm_onnx.graph.edit.emit import add_initializer
+from dynorm_onnx.graph.files.model_io import clone
+from dynorm_onnx.graph.linear.find import find_linear_layers
 from dynorm_onnx.pytorch.distil.losses import named_outputs
 
 PREFIX = "hidden:"

@@ -15,9 +15,9 @@ import torch
 from dynorm_onnx.errors import ModelError
 from dynorm_onnx.functions import Coupling, NormParameters
 from dynorm_onnx.functions.coupling import INPUTS
-from dynorm_onnx.graph.linear import find_linear_layers
+from dynorm_onnx.graph.edit.pieces import part_of_model
+from dynorm_onnx.graph.linear.find import find_linear_layers
 from dynorm_onnx.graph.lower import LoweredNorm
-from dynorm_onnx.graph.pieces import part_of_model
 from dynorm_onnx.pytorch.distil.basis import learn_bases, usable_bases
 from dynorm_onnx.pytorch.distil.blocks import BlockProgress, BlockRun, Blockwise, train_blocks
 from dynorm_onnx.pytorch.distil.chunked import ChunkedKL

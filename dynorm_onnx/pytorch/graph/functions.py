@@ -7,7 +7,7 @@ import dataclasses
 import onnx_ir as ir
 
 from dynorm_onnx.functions import DOMAIN, OPERATORS, Function
-from dynorm_onnx.graph.emit import take_over
+from dynorm_onnx.graph.edit.emit import take_over
 from dynorm_onnx.pytorch.graph.program import Program, Step
 
 

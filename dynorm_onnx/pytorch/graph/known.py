@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Iterator
 import onnx_ir as ir
 
 from dynorm_onnx.errors import ModelError
-from dynorm_onnx.graph.reads import bodies_of
+from dynorm_onnx.graph.values.reads import bodies_of
 from dynorm_onnx.pytorch.graph.operators import OPERATORS, TORCH_TYPES
 from dynorm_onnx.pytorch.graph.tensors import is_held
 

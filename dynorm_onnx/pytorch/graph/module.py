@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from dynorm_onnx.errors import DataError, ModelError
-from dynorm_onnx.graph.model_io import clone
+from dynorm_onnx.graph.files.model_io import clone
 from dynorm_onnx.pytorch.graph.basis import GraphBasis
 from dynorm_onnx.pytorch.graph.blocks import Block, blocks
 from dynorm_onnx.pytorch.graph.functions import FunctionStep, function_steps, separate_sums
@@ -30,7 +30,7 @@ class GraphModule(nn.Module):
     """Computes what the graph computes, with autograd.
 
     Args:
-        model: as dynorm_onnx.graph.model_io.load() gives it; not changed. Local functions that have an
+        model: as dynorm_onnx.graph.files.model_io.load() gives it; not changed. Local functions that have an
             operator here (the functions of this package, ONNX Runtime's norms) run as that, others inlined.
         float_type: the type that all floats are computed in, whatever the graph says (constants and casts
             included); None leaves every value its own type.

@@ -11,7 +11,7 @@ import onnx_ir as ir
 import torch
 
 from dynorm_onnx.errors import ModelError
-from dynorm_onnx.graph.reads import inputs_of
+from dynorm_onnx.graph.values.reads import inputs_of
 from dynorm_onnx.pytorch.graph.operators import OPERATORS, Entry, Node
 from dynorm_onnx.pytorch.graph.tensors import to_torch
 

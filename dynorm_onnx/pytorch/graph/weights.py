@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from dynorm_onnx.graph.reads import inputs_of
+from dynorm_onnx.graph.values.reads import inputs_of
 from dynorm_onnx.pytorch.graph.functions import function_inputs
 
 _MS = "com.microsoft"

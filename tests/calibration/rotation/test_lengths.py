@@ -11,7 +11,7 @@ from dynorm_onnx.calibration.rotation import ChosenDirections, choose_directions
 from dynorm_onnx.calibration.rotation.directions import Estimate, find_directions
 from dynorm_onnx.calibration.rotation.length_tokens import LengthTokens
 from dynorm_onnx.calibration.rotation.lengths import length_error, rotation_to
-from dynorm_onnx.graph.basis import find_bases
+from dynorm_onnx.graph.streams.basis import find_bases
 from tests.builders.convert import lowered
 from tests.calibration.rotation import planted
 from tests.calibration.rotation.planted import CHANNELS, TELLING, orthogonal

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dynorm_onnx.calibration.fit_rows import Leeway
+from dynorm_onnx.calibration.norms.fit_rows import Leeway
 from dynorm_onnx.calibration.rotation import Chosen, choose_rotation, tokens_of_streams
 from dynorm_onnx.calibration.rotation.choose import error_in
 from dynorm_onnx.calibration.rotation.imitation import Imitation
 from dynorm_onnx.calibration.rotation.search import find_rotation
 from dynorm_onnx.calibration.rotation.tokens import NormTokens
 from dynorm_onnx.functions import REGISTRY
-from dynorm_onnx.graph.basis import find_bases
+from dynorm_onnx.graph.streams.basis import find_bases
 from tests.builders.convert import lowered
 from tests.calibration.rotation import planted
 from tests.calibration.rotation.planted import CHANNELS, orthogonal

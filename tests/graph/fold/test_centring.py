@@ -10,10 +10,10 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from dynorm_onnx.graph import model_io
+from dynorm_onnx.graph.files import model_io
 from dynorm_onnx.graph.fold import Folds, Parity, fold_centring
 from dynorm_onnx.graph.lower import LoweredNorm, lower
-from dynorm_onnx.graph.sites import find_sites
+from dynorm_onnx.graph.sites.find import find_sites
 from dynorm_onnx.runtime.session import make_session, run_model
 from tests.builders.convert import is_checked
 from tests.builders.execute import run_ort

@@ -8,7 +8,7 @@ import pytest
 
 from dynorm_onnx.functions import DOMAIN, REGISTRY, NormParameters
 from dynorm_onnx.graph.fold import Folds, Parity, fold_weights
-from dynorm_onnx.graph.rewrite import replace
+from dynorm_onnx.graph.replace.rewrite import replace
 from tests.builders.convert import is_checked
 from tests.graph.fold.models import CHANNELS, PARITY, outputs_of, post_norm, pre_norm, prepared
 from tests.tolerances import TOLERANCE, relative_error

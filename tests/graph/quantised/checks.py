@@ -9,10 +9,10 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 
-from dynorm_onnx.graph.linear import find_linear_layers
-from dynorm_onnx.graph.linear_layer import LinearLayer
+from dynorm_onnx.graph.linear.find import find_linear_layers
+from dynorm_onnx.graph.linear.linear_layer import LinearLayer
 from dynorm_onnx.graph.quantised import QuantisedWeight
-from dynorm_onnx.graph.rewrite import set_initializers
+from dynorm_onnx.graph.replace.rewrite import set_initializers
 from tests.tolerances import relative_error
 
 

@@ -12,7 +12,7 @@ import pytest
 from onnx import numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-from dynorm_onnx.graph.linear import find_linear_layers
+from dynorm_onnx.graph.linear.find import find_linear_layers
 from tests.graph.quantised.checks import check_layer, check_round_trip, layer_of, model_of, reason
 from tests.tolerances import TOLERANCE
 

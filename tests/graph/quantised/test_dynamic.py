@@ -11,7 +11,7 @@ import pytest
 from onnx import numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-from dynorm_onnx.graph.linear import find_linear_layers
+from dynorm_onnx.graph.linear.find import find_linear_layers
 from tests.graph.quantised.checks import check_layer, check_output, check_round_trip, layer_of, model_of, reason
 from tests.tolerances import TOLERANCE
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dynorm_onnx.graph.linear import find_linear_layers
+from dynorm_onnx.graph.linear.find import find_linear_layers
 from dynorm_onnx.graph.quantised.left import HELD
 from tests.graph.quantised.checks import model_of
 

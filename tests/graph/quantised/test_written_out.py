@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from dynorm_onnx.graph.linear import find_linear_layers
+from dynorm_onnx.graph.linear.find import find_linear_layers
 from tests.graph.quantised.checks import check_layer, layer_of, model_of, reason
 from tests.tolerances import TOLERANCE
 

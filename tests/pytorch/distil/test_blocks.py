@@ -10,12 +10,12 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from dynorm_onnx.calibration.fit_rows import Leeway
-from dynorm_onnx.calibration.norms import calibrate_norms
+from dynorm_onnx.calibration.norms.calibrate import calibrate_norms
+from dynorm_onnx.calibration.norms.fit_rows import Leeway
 from dynorm_onnx.errors import ModelError
 from dynorm_onnx.functions import REGISTRY, Coupling
-from dynorm_onnx.graph import model_io
-from dynorm_onnx.graph.rewrite import replace
+from dynorm_onnx.graph.files import model_io
+from dynorm_onnx.graph.replace.rewrite import replace
 from tests.builders.convert import lowered
 from tests.shipped import MODEL, TEXT
 

@@ -8,7 +8,7 @@ torch = pytest.importorskip("torch", reason="needs PyTorch: pip install dynorm-o
 
 from torch import nn  # noqa: E402
 
-from dynorm_onnx.graph import model_io  # noqa: E402
+from dynorm_onnx.graph.files import model_io  # noqa: E402
 from dynorm_onnx.pytorch.distil.muon import Muon  # noqa: E402
 from dynorm_onnx.pytorch.distil.optimizer import (  # noqa: E402
     MATRIX_RATE,

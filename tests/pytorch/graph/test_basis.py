@@ -6,8 +6,8 @@ import numpy as np
 import onnx
 import pytest
 
-from dynorm_onnx.graph.basis import find_bases
-from dynorm_onnx.graph.rewrite import set_initializers
+from dynorm_onnx.graph.replace.rewrite import set_initializers
+from dynorm_onnx.graph.streams.basis import find_bases
 from tests.builders.convert import lowered
 from tests.shipped import MODEL
 from tests.tolerances import TOLERANCE, relative_error

@@ -12,8 +12,8 @@ import pytest
 
 from dynorm_onnx.errors import DataError, ModelError
 from dynorm_onnx.functions import OPERATORS, onnx_function
-from dynorm_onnx.graph import model_io
-from dynorm_onnx.graph.rewrite import set_initializers
+from dynorm_onnx.graph.files import model_io
+from dynorm_onnx.graph.replace.rewrite import set_initializers
 from dynorm_onnx.runtime.session import make_session
 from tests.tolerances import TOLERANCE, relative_error
 

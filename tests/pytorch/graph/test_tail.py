@@ -10,8 +10,8 @@ import onnx.parser
 import onnx_ir as ir
 import pytest
 
-from dynorm_onnx.graph import model_io
-from dynorm_onnx.graph.pieces import part_of_model
+from dynorm_onnx.graph.edit.pieces import part_of_model
+from dynorm_onnx.graph.files import model_io
 from tests.tolerances import relative_error
 
 torch = pytest.importorskip("torch", reason="needs PyTorch: pip install dynorm-onnx[torch]")
