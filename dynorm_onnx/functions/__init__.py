@@ -1,5 +1,8 @@
-"""The functions that replace a norm. A new one is a file here, a line in FUNCTIONS, and a functor
-in custom_ops/formulas.h."""
+"""The functions that replace a norm: a file each. What another one takes says docs/contributing.md.
+
+`base` is what each of them is, `body` its operators' bodies in the file, `compact` the same for known parameters;
+`coupling` is the gain of channels that stay in the norm's sum, `erf` the error function in float64.
+"""
 
 from __future__ import annotations
 

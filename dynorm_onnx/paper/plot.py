@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,8 +14,9 @@ from dynorm_onnx.paper.real_model import ModelComparison
 from dynorm_onnx.paper.show import NORMS, TITLES, op_type, parameter_text
 from dynorm_onnx.plotting import require_matplotlib
 
-COLOURS = {"dyisru": "#0a7d4f", "dyt": "#8a3ffc", "derf": "#d9730d"}
-_DASHES = {"dyisru": (1, 0), "dyt": (4, 1.5), "derf": (1, 1)}
+_STYLES = (("#0a7d4f", (1, 0)), ("#8a3ffc", (4, 1.5)), ("#d9730d", (1, 1)), ("#0f62fe", (3, 1, 1, 1)))
+COLOURS = {name: colour for name, (colour, _) in zip(REGISTRY, itertools.cycle(_STYLES), strict=False)}
+_DASHES = {name: dashes for name, (_, dashes) in zip(REGISTRY, itertools.cycle(_STYLES), strict=False)}
 _MOST_NAMES = 32
 
 

@@ -25,7 +25,7 @@ from torch import nn
 
 from dynorm_onnx.errors import UsageError
 from dynorm_onnx.functions import REGISTRY, Coupling, Function, NormParameters
-from dynorm_onnx.functions.dyisru import LARGEST_FLOAT32
+from dynorm_onnx.pytorch.cores import CORES
 from dynorm_onnx.pytorch.gain import gained
 
 M = TypeVar("M", bound="ElementwiseNorm")
@@ -127,7 +127,8 @@ class ElementwiseNorm(nn.Module):
 
     def core(self, x: torch.Tensor) -> torch.Tensor:
         """The function without weight and bias: x [..., C] of float32 or float64 gives the same shape and type."""
-        raise NotImplementedError
+        parameters = {name: value.to(x.dtype) for name, value in self.scalars().items()}
+        return CORES[self.function.name](x, **parameters)
 
     def scalars(self) -> dict[str, torch.Tensor]:
         """The operator's own parameters by their ONNX names, float32, shape [1] or [C]."""
@@ -250,10 +251,6 @@ class DyT(ElementwiseNorm):
             dtype=dtype,
         )
 
-    def core(self, x: torch.Tensor) -> torch.Tensor:
-        """tanh(alpha x): x [..., C] of float32 or float64 gives the same shape and type."""
-        return torch.tanh(self.alpha.to(x.dtype) * x)
-
 
 class Derf(ElementwiseNorm):
     """y = weight * erf(alpha x + shift) + bias (Chen et al., arXiv 2512.10938), for x [..., C] of any float type.
@@ -286,10 +283,6 @@ class Derf(ElementwiseNorm):
             device=device,
             dtype=dtype,
         )
-
-    def core(self, x: torch.Tensor) -> torch.Tensor:
-        """erf(alpha x + shift): x [..., C] of float32 or float64 gives the same shape and type."""
-        return torch.erf(self.alpha.to(x.dtype) * x + self.shift.to(x.dtype))
 
 
 class DyISRU(ElementwiseNorm):
@@ -332,12 +325,6 @@ class DyISRU(ElementwiseNorm):
     def scalars(self) -> dict[str, torch.Tensor]:
         """beta, float32, shape [1] or [C]."""
         return {"beta": torch.exp(self.log_beta)}
-
-    def core(self, x: torch.Tensor) -> torch.Tensor:
-        """x / sqrt(beta + x^2): x [..., C] of float32 or float64 gives the same shape and type."""
-        if x.dtype == torch.float32:  # x^2 must stay finite; the function is at its limit long before
-            x = x.clamp(-LARGEST_FLOAT32, LARGEST_FLOAT32)
-        return x / torch.sqrt(x * x + self.scalars()["beta"].to(x.dtype))
 
     def _to_stored(self, scalars: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {"log_beta": np.log(np.asarray(scalars["beta"], np.float64))}

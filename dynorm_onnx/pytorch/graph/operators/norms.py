@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch.nn import functional
 
 from dynorm_onnx.functions import DOMAIN, OPERATORS
+from dynorm_onnx.pytorch.cores import CORES
 from dynorm_onnx.pytorch.gain import gained
 from dynorm_onnx.pytorch.graph.operators.base import MICROSOFT, Node, Tensor, operator
 
@@ -149,21 +148,6 @@ def lp_normalization(node: Node, x: Tensor) -> Tensor:
     return functional.normalize(x, p=node.get("p", 2), dim=node.get("axis", -1), eps=0.0)
 
 
-def _dyisru(x: Tensor, beta: Tensor) -> Tensor:
-    return x * torch.rsqrt(beta + x * x)
-
-
-def _dyt(x: Tensor, alpha: Tensor) -> Tensor:
-    return torch.tanh(alpha * x)
-
-
-def _derf(x: Tensor, alpha: Tensor, shift: Tensor) -> Tensor:
-    return torch.erf(alpha * x + shift)
-
-
-_CORES: dict[str, Callable[..., Tensor]] = {"DyISRU": _dyisru, "DyT": _dyt, "Derf": _derf}
-
-
 @operator(*(op for op, (_, form) in OPERATORS.items() if not form.skip), domain=DOMAIN)
 def function(node: Node, x: Tensor, weight: Tensor, bias: Tensor, *parameters: Tensor) -> Tensor:
     """weight core(x) + bias, computed in float32 or double; in the coupled forms weight core(g x) + bias."""
@@ -174,7 +158,7 @@ def function(node: Node, x: Tensor, weight: Tensor, bias: Tensor, *parameters: T
     if form.coupled:
         channels, strengths = coupling
         wide = gained(wide, channels, strengths)
-    core = _CORES[kind.op_type](wide, *(p.to(compute) for p in own))
+    core = CORES[kind.name](wide, *(p.to(compute) for p in own))
     return torch.addcmul(bias.to(compute), weight.to(compute), core).to(x.dtype)
 
 
