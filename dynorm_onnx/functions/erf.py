@@ -1,11 +1,14 @@
 """The error function in float64: numpy has none, and ONNX Runtime's CPU provider has Erf in float32 only.
 
-Rational approximations of W. J. Cody (Mathematics of Computation 23, 1969): one for erf(z) / z near
-zero, one for erfc(z) exp(z^2) further out. The second is fitted up to |z| = 4 and used up to 6; there
-erfc is below 2e-8, so that its error does not reach the last place of erf.
+For numpy by its Taylor series. In standard operators by rational approximations of W. J. Cody (Mathematics of
+Computation 23, 1969): one for erf(z) / z near zero, one for erfc(z) exp(z^2) further out. The second is fitted up to
+|z| = 4 and used up to 6; there erfc is below 2e-8, so that its error does not reach the last place of erf.
 """
 
 from __future__ import annotations
+
+import functools
+import math
 
 import numpy as np
 import onnx
@@ -13,6 +16,7 @@ from onnx import TensorProto, helper
 
 NEAR = 0.46875
 FAR = 6.0  # erf(6) is 1 in float64
+_PLACES = 4096  # to each unit: from the nearest one, the fourth power of the distance is less than float64 tells
 # Numerator and denominator of each, highest power first.
 NEAR_POLYNOMIALS = (
     (1.85777706184603153e-1, 3.16112374387056560, 1.13864154151050156e2, 3.77485237685302021e2,
@@ -29,18 +33,36 @@ FAR_POLYNOMIALS = (
 
 
 def erf(z: np.ndarray) -> np.ndarray:
-    """erf(z), element by element, float64; NaN stays NaN."""
+    """erf(z), element by element, float64, within an ulp of 1 or, near zero, of the result; NaN stays NaN.
+
+    A fit asks for it many thousand times: a Taylor polynomial around the nearest of the places at which it is known
+    takes a sixth of the time of rational approximations.
+    """
     z = np.asarray(z, np.float64)
-    near = np.clip(z, -NEAR, NEAR)
-    small = near * _ratio(NEAR_POLYNOMIALS, near * near)
-    far = np.clip(np.abs(z), NEAR, FAR)
-    large = np.sign(z) * (1 - np.exp(-far * far) * _ratio(FAR_POLYNOMIALS, far))
-    return np.where(np.abs(z) <= NEAR, small, large)
+    values, slopes = _table()
+    distance = np.minimum(np.abs(z), FAR, out=np.empty_like(z))
+    with np.errstate(invalid="ignore"):
+        place = (distance * _PLACES + 0.5).astype(np.intp)  # of NaN anything
+    centre = place * (1 / _PLACES)
+    distance -= centre
+    # With s = erf' the derivatives are -2 z s and (4 z^2 - 2) s.
+    series = centre * centre
+    series *= 2 / 3
+    series -= 1 / 3
+    for less in (centre, -1.0):
+        series *= distance
+        series -= less
+    series *= distance
+    series *= slopes.take(place, mode="clip")
+    series += values.take(place, mode="clip")
+    return np.asarray(np.copysign(series, z))
 
 
-def _ratio(polynomials: tuple[tuple[float, ...], tuple[float, ...]], z: np.ndarray) -> np.ndarray:
-    numerator, denominator = polynomials
-    return np.polyval(numerator, z) / np.polyval(denominator, z)
+@functools.cache
+def _table() -> tuple[np.ndarray, np.ndarray]:
+    """erf and its derivative at _PLACES places to each unit, from 0 to FAR."""
+    places = np.arange(int(FAR * _PLACES) + 1) / _PLACES
+    return np.array([math.erf(place) for place in places]), 2 / math.sqrt(math.pi) * np.exp(-places * places)
 
 
 def erf_nodes_double(z: str, result: str) -> list[onnx.NodeProto]:
