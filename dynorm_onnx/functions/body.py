@@ -7,6 +7,8 @@ written for that opset.
 
 from __future__ import annotations
 
+import functools
+
 import onnx
 from onnx import helper
 from onnxscript import values
@@ -31,7 +33,7 @@ def onnx_function(
     with skip, is at most coupling.LARGEST; the body says so.
     """
     compute = _computing_type(element_type)
-    core = function.script(values.Opset("", opset), compute, bounded)
+    core = _core(function, opset, compute, bounded)
     source = "residual" if form.skip else "X"
     nodes = _sum_nodes(opset, element_type, compute) if form.skip else []
     ungained = "ungained" if form.coupled else "core_x"
@@ -58,6 +60,12 @@ def onnx_function(
         opset_imports=[helper.make_opsetid("", opset)],
         doc_string=f"for |X| up to {LARGEST:g}, which no value here exceeds" if bounded else None,
     )
+
+
+@functools.cache
+def _core(function: Function, opset: int, compute: int, bounded: bool) -> onnx.FunctionProto:
+    """Not to be changed. onnxscript takes as long to write it as all else that replacing a norm takes."""
+    return function.script(values.Opset("", opset), compute, bounded)
 
 
 def _computing_type(element_type: int) -> int:
