@@ -80,5 +80,5 @@ PUBLIC: dict[str, tuple[str, ...]] = {
     ),
 }
 
-PAPERS = {"DyISRU": "2503.21708", "DyT": "2503.10622", "Derf": "2512.10938"}
-"""Of each function, by its operator's name, the number of its paper on arXiv."""
+PAPERS = {"DyISRU": "arXiv 2503.21708", "DyT": "arXiv 2503.10622", "Derf": "arXiv 2512.10938"}
+"""Of each function, by its operator's name, its paper, as docstrings name it; README and CITATION.cff have it too."""

@@ -98,21 +98,15 @@ def test_kept_norms_stay_exact(tmp_path: Path) -> None:
 
 
 def test_reconstruction_is_better_than_the_fit_alone(tmp_path: Path) -> None:
-    knobs = {"data": TEXT, "samples": 60, "max_length": 128, "time": False}
+    knobs = {"data": TEXT, "samples": 32, "max_length": 96, "time": False, "rotate": False}
     quality = {}
     for method in ("fit", "reconstruct"):
         report = convert_model(MODEL, output=tmp_path / f"{method}.onnx", method=method, **knobs)
         assert report.validation is not None and report.validation.quality is not None
         quality[method] = report.validation.quality
-        assert method == "reconstruct" or report.changed_initializers == report.rotations.changed_initializers
+        assert method == "reconstruct" or not report.changed_initializers
     assert quality["reconstruct"].kl_mean < 0.6 * quality["fit"].kl_mean
     assert quality["reconstruct"].top1_agreement > quality["fit"].top1_agreement
-
-
-def test_the_same_seed_gives_the_same_file(tmp_path: Path) -> None:
-    for name in ("a.onnx", "b.onnx"):
-        convert_model(MODEL, output=tmp_path / name, validate=False, **QUICK)
-    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
 
 
 def test_calibration_text_is_measured_beside_the_held_out_text(tmp_path: Path) -> None:

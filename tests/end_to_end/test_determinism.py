@@ -26,7 +26,7 @@ def converted(output: Path, processors: set[int], *options: str) -> bytes:
 
 @pytest.mark.parametrize("options", [
     ("--method", "reconstruct", "--data", str(TEXT)),
-    ("--to", "derf", "--method", "fit", "--data", str(TEXT)),
+    ("--to", "derf", "--method", "fit", "--no-rotate", "--data", str(TEXT)),
     ("--to", "rmsnorm", "--data", "random"),
 ], ids=" ".join)  # fmt: skip
 def test_threads_change_no_byte(options: tuple[str, ...], tmp_path: Path) -> None:

@@ -14,8 +14,10 @@ from dynorm_onnx.errors import NoSiteError
 from dynorm_onnx.functions import FUNCTIONS
 from dynorm_onnx.graph.files import model_io
 from dynorm_onnx.paper import ModelComparison, compare_on_model
-from dynorm_onnx.paper.real_model import HOWS
+from dynorm_onnx.paper.real_model import HOWS, SiteComparison
 from tests.shipped import MODEL, NORMS, TEXT
+
+OF_THE_PAPERS = ("dyisru", "dyt", "derf")
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +45,12 @@ def test_each_way_is_best_at_what_it_was_fitted_to(comparison: ModelComparison) 
 
 
 def test_fitted_to_outliers_dyisru_follows_them_best_and_costs_the_others_most(comparison: ModelComparison) -> None:
-    assert comparison.wins("outliers", "outliers").get("dyisru", 0) > NORMS / 2
+    def outliers(site: SiteComparison) -> dict[str, float]:
+        return {fit.function: fit.outliers for fit in site.fitted("outliers") if fit.function in OF_THE_PAPERS}
+
+    assert sum(min(found := outliers(site), key=found.get) == "dyisru" for site in comparison.sites) > NORMS / 2
     for site in comparison.sites[1:]:  # all outliers of the first are one value, that of the most frequent byte
-        gains = {fit.function: fit.gain_others for fit in site.fitted("outliers")}
+        gains = {fit.function: fit.gain_others for fit in site.fitted("outliers") if fit.function in OF_THE_PAPERS}
         assert gains["dyisru"] == max(gains.values())
 
 

@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper, parser
 
 from dynorm_onnx.errors import ModelError
-from dynorm_onnx.functions import DOMAIN, FORMS, FUNCTIONS, Coupling, Form, Function, onnx_function
+from dynorm_onnx.functions import DOMAIN, FORMS, REGISTRY, Coupling, Form, Function, onnx_function
 from dynorm_onnx.functions.dyisru import DYISRU
 from dynorm_onnx.graph.files.model_io import prepare
 from dynorm_onnx.graph.lower import lower
@@ -130,7 +130,7 @@ def test_the_gain_shares_the_root_and_the_factor() -> None:
         weights = {"weight": ONES, "bias": ZEROS}
         return operators(written_out(one_node(function, COUPLED, 18, "float32", weights | constants, "Tanh")))[1:]
 
-    dyisru, dyt, derf = FUNCTIONS
+    dyisru, dyt, derf = (REGISTRY[name] for name in ("dyisru", "dyt", "derf"))
     assert Counter(of(dyisru, 1)) == Counter([*GAIN, *CORE["dyisru"]])
     assert Counter(of(dyisru, CHANNELS)) == Counter([*GAIN, "Mul", *CORE["dyisru"]])
     assert of(dyt, 1) == [*GAIN, "Sqrt", "Div", "Tanh"]
