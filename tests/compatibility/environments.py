@@ -42,9 +42,10 @@ def oldest(python: str) -> dict[str, str]:
 
 
 def pins_of(entry: dict[str, Any], python: str) -> dict[str, str]:
-    """The versions of a set on a Python: the newest, but for the packages that it wants the oldest of."""
+    """The versions of a set on a Python: the newest, but for the packages that it wants the oldest of, or others."""
     old = oldest(python)
-    return newest() | (old if ALL in entry["oldest"] else {package: old[package] for package in entry["oldest"]})
+    wanted = old if ALL in entry["oldest"] else {package: old[package] for package in entry["oldest"]}
+    return newest() | wanted | entry.get("others", {})
 
 
 def environments() -> list[Environment]:
