@@ -80,7 +80,7 @@ $(VENV)/.tidy: $(VENV)/.test .clang-tidy custom_ops/CMakeLists.txt $(FORMATTED)
 	touch $@
 
 test: lint test-serving
-	$(BIN)/python -m pytest -n 2 --ignore tests/serving
+	$(BIN)/python -m pytest -n 2 --dist worksteal --ignore tests/serving
 
 test-serving: $(VENV)/.serving
 	$(SERVING) -m pytest tests/serving

@@ -1,4 +1,4 @@
-"""The command line: arguments -> ConvertConfig -> pipeline -> exit code.
+"""The command line: arguments -> convert_model() -> exit code.
 
     python -m dynorm_onnx.convert model.onnx --to dyisru
 

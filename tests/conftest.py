@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+
+def _take_own_processors() -> None:
+    """A worker of pytest-xdist to its share of the processors, before a library counts them for its threads: those of
+    two workers wait for each other, spinning, and both take longer than one after the other."""
+    worker, count = os.environ.get("PYTEST_XDIST_WORKER"), int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if worker is None or not hasattr(os, "sched_setaffinity"):
+        return
+    processors = sorted(os.sched_getaffinity(0))
+    if len(processors) >= count:
+        os.sched_setaffinity(0, processors[int(worker.removeprefix("gw")) :: count])
+
+
+_take_own_processors()
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("repeatable")
