@@ -7,8 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import onnx
 import pytest
 
+from tests.calibration.rotation import planted
 from tests.shipped import MODEL, TEXT
 
 OPTIONS = ("--samples", "6", "--max-length", "48", "--no-time", "--quiet")
@@ -26,22 +28,31 @@ def processors() -> set[int]:
         os.sched_setaffinity(0, own)
 
 
-def converted(output: Path, processors: set[int], *options: str) -> bytes:
-    command = [sys.executable, "-m", "dynorm_onnx.convert", str(MODEL), "-o", str(output), *OPTIONS, *options]
+def converted(model: Path, output: Path, processors: set[int], *options: str) -> bytes:
+    command = [sys.executable, "-m", "dynorm_onnx.convert", str(model), "-o", str(output), *OPTIONS, *options]
     subprocess.run(
         command, check=True, stdout=subprocess.DEVNULL, preexec_fn=lambda: os.sched_setaffinity(0, processors)
     )
     return output.read_bytes()
 
 
-@pytest.mark.parametrize("options", [
-    ("--method", "reconstruct", "--data", str(TEXT)),
-    ("--to", "derf", "--method", "fit", "--no-rotate", "--data", str(TEXT)),
-    ("--to", "rmsnorm", "--data", "random"),
-], ids=" ".join)  # fmt: skip
-def test_threads_change_no_byte(options: tuple[str, ...], tmp_path: Path) -> None:
+def changes_nothing(model: Path, folder: Path, *options: str) -> None:
     everywhere = processors()
     if len(everywhere) < 2:
         pytest.skip("needs two processors")
-    one = converted(tmp_path / "one.onnx", {min(everywhere)}, *options)
-    assert converted(tmp_path / "all.onnx", everywhere, *options) == one
+    one = converted(model, folder / "one.onnx", {min(everywhere)}, *options)
+    assert converted(model, folder / "all.onnx", everywhere, *options) == one
+
+
+@pytest.mark.parametrize("options", [
+    ("--method", "reconstruct", "--no-rotate", "--data", str(TEXT)),
+    ("--to", "dyt", "--method", "fit", "--no-rotate", "--data", str(TEXT)),
+    ("--to", "rmsnorm", "--data", "random"),
+], ids=" ".join)  # fmt: skip
+def test_threads_change_no_byte(options: tuple[str, ...], tmp_path: Path) -> None:
+    changes_nothing(MODEL, tmp_path, *options)
+
+
+def test_threads_change_no_rotation(tmp_path: Path) -> None:
+    onnx.save(planted.model(), tmp_path / "model.onnx")
+    changes_nothing(tmp_path / "model.onnx", tmp_path, "--method", "fit", "--data", "random")
