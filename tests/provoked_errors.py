@@ -288,7 +288,7 @@ PROVOKED: dict[str, dict[str, Provocation]] = {
     "serving/model_files.py": {"a model's name is the name": lambda *_: model_files.checked_name("a/b")},
     "serving/triton.py": {"must be an absolute path": lambda *_: triton._host_paths("models", "m", ["lib.so"])},
     "conversion/within_bounds.py": {
-        "cannot be met, ": without_bound,
+        "cannot be met, even with only": without_bound,
         "has no output of logits": lambda folder, _: convert_model(written(folder), data=DATA, max_kl=1.0),
     },
 }  # fmt: skip

@@ -49,6 +49,7 @@ def convert_within(bounds: Bounds, attempt: Attempt) -> Outcome:
 
     met = keep_costliest(without, damage, lambda outcome: costs(attempt, outcome, bounds.excess), bound=1.0)
     if met is None:
-        least = f"even with only the least costly of {len(attempt.norms)} norms replaced"
-        raise BoundError(f"{bounds} cannot be met, {least}")
+        raise BoundError(
+            f"{bounds} cannot be met, even with only the least costly of {len(attempt.norms)} norms replaced"
+        )
     return dataclasses.replace(met.outcome, kept=met.kept)

@@ -34,8 +34,11 @@ def passed(architecture: str, *columns: str) -> list[Cell]:
     return cells
 
 
-def test_torchscript() -> None:
-    passed("bert", *TORCHSCRIPT)
+@pytest.mark.parametrize(
+    "architecture", ["bert", *(pytest.param(name, marks=pytest.mark.zoo) for name in ("gemma3", "t5"))]
+)
+def test_torchscript(architecture: str) -> None:
+    passed(architecture, *TORCHSCRIPT)
 
 
 def test_dynamo() -> None:
