@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from dynorm_onnx.calibration.checkpoint import Checkpoint
 from dynorm_onnx.calibration.data import CalibrationData
-from dynorm_onnx.calibration.norms.look import look
+from dynorm_onnx.calibration.norms.look import Look, look
 from dynorm_onnx.calibration.rotation.outcome import NO_ROTATIONS, Rotations
 from dynorm_onnx.config import ConvertConfig, check_choice
 from dynorm_onnx.conversion.attempt import Attempt, Calibration, Outcome, Strategy, convert_all
@@ -131,7 +131,7 @@ def _convert(
     with clock.step("data") as advance:
         require_opens(original, config.model, config.provider)
         data, notes = _data(config, subject.model, checkpoint, advance)
-        subject = with_same_outputs(original, _search(config), subject, data, config.provider)
+        subject = with_same_outputs(original, subject, data, config.provider)
     config, notes = dataclasses.replace(config, optimize=subject.optimize), notes + subject.notes
     lowered, norms = subject.model, lower(subject.model, subject.chosen)
     _require_replaceable(config, lowered, norms, data)
@@ -145,7 +145,9 @@ def _convert(
     if config.fold_weights:
         with clock.step("fold"):
             weight_folds = fold_weights(outcome.converted, outcome.norms, parity)
-        folds, outcome = folds + weight_folds, dataclasses.replace(outcome, validation=None)
+        folds += weight_folds
+        if weight_folds.done:  # not the model that was validated
+            outcome = dataclasses.replace(outcome, validation=None)
     outcome = attempt.judged_both_ways(outcome)
     written = _written(config)(outcome.converted)
     timing: tuple[Timing, ...] = ()
@@ -222,10 +224,9 @@ def _attempt(
         return Attempt(lowered, tuple(norms), None, validator, clock), {}, NO_ROTATIONS
     function, coupled, trained = REGISTRY[config.to], config.coupled, config.distils
     with clock.step("look") as advance:
-        seen = look(
-            lowered, norms, function, data.calibration, advance,
-            coupled=coupled, fades=trained, checkpoint=checkpoint,
-        )  # fmt: skip
+        looked = functools.partial(look, lowered, norms, function, data.calibration, advance)
+        tree = checkpoint.once("look", lambda: looked(coupled=coupled, fades=trained).tree())
+        seen = Look.of(tree, norms)
     turned = Rotated(lowered, seen.norms, seen.leeway)
     if config.rotate:
         turned = rotated(

@@ -50,9 +50,12 @@ class Search:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Subject:
-    """The prepared model; the norms found in it, those to be replaced, and why the others are kept, by their names.
-    `fused` is what was prepared, where that is not the file as it is; `notes` are for the user."""
+    """What was sought, and the prepared model; the norms found in it, those to be replaced, and why the others
+    are kept, by their names. `fused` is what was prepared, where that is not the file as it is; `notes` are for the
+    user.
+    """
 
+    search: Search
     model: ir.Model
     found: SitesFound
     chosen: tuple[NormSite, ...]
@@ -94,12 +97,13 @@ def _may_be_tried(model: ir.Model, provider: Provider) -> bool:
 
 
 def with_same_outputs(
-    original: ir.Model, search: Search, subject: Subject, data: CalibrationData | None, provider: Provider
+    original: ir.Model, subject: Subject, data: CalibrationData | None, provider: Provider
 ) -> Subject:
     """The subject, or the original where the fusions changed what it computes, or left what ONNX Runtime does not load;
     raises ModelError if they were asked for."""
     if subject.fused is None or data is None:
         return subject
+    search = subject.search
 
     def open_fused() -> Any:
         return open_for_batches(subject.model, provider=provider)
@@ -135,4 +139,4 @@ def _subject(original: ir.Model, search: Search, fused: ir.Model | None = None) 
         chosen, kept = leave_unpaired(chosen, kept, prepared.graph)
     if search.trained:
         require_operators(prepared, chosen)
-    return Subject(prepared, found, chosen, kept, fused)
+    return Subject(search, prepared, found, chosen, kept, fused)

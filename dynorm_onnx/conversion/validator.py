@@ -27,11 +27,11 @@ class Validator:
     provider: Provider
     as_written: Callable[[ir.Model], ir.Model]
 
-    def held_out(self, converted: ir.Model, progress: Advance = lambda done, total: None) -> Validation:
+    def held_out(self, converted: ir.Model, progress: Advance) -> Validation:
         """On the samples that nothing was fitted to."""
         return self._compared(converted, self.data.validation, progress)
 
-    def on_calibration(self, converted: ir.Model, progress: Advance = lambda done, total: None) -> Validation:
+    def on_calibration(self, converted: ir.Model, progress: Advance) -> Validation:
         """On samples that were fitted to, at most as many as were held out: where the two part, the parameters suit
         what they were fitted on and little else."""
         part = part_like(self.data.calibration, self.data.validation, signature(converted))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import onnx_ir as ir
 
-from dynorm_onnx.calibration.checkpoint import Checkpoint, Tree
+from dynorm_onnx.calibration.checkpoint import Tree
 from dynorm_onnx.calibration.norms.fit import Fit
 from dynorm_onnx.calibration.norms.fit_rows import Leeway
 from dynorm_onnx.calibration.norms.in_bodies import seen_in_bodies
@@ -61,26 +61,11 @@ def look(
     *,
     coupled: int | None,
     fades: bool,
-    checkpoint: Checkpoint,
 ) -> Look:
     """Runs the lowered model, which is not changed; `coupled` and `fades` as for leeways_of().
 
-    `checkpoint` has what a run that was cut has seen. Raises NoSiteError where no norm can be replaced, DataError where
-    no token at a norm in a body is finite.
+    Raises NoSiteError where no norm can be replaced, DataError where no token at a norm in a body is finite.
     """
-    tree = checkpoint.once("look", lambda: _seen(lowered, norms, function, batches, progress, coupled, fades).tree())
-    return Look.of(tree, norms)
-
-
-def _seen(
-    lowered: ir.Model,
-    norms: Sequence[LoweredNorm],
-    function: Function,
-    batches: Sequence[Feeds],
-    progress: Callable[[int, int], None],
-    coupled: int | None,
-    fades: bool,
-) -> Look:
     with seen_in_bodies(lowered, norms, batches) as bodies:
         left = tuple(norm for norm in norms if norm.site_name not in bodies.kept)
         if not left:
