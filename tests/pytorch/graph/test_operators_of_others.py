@@ -24,7 +24,10 @@ from tests.tolerances import TOLERANCE, relative_error
 
 SCALE, BYTE = np.array(0.05, np.float32), np.array(128, np.uint8)
 LARGER, LARGEST = np.array(0.1, np.float32), np.array(0.1537, np.float32)
-INT8 = RNG.integers(-128, 128, (8, 5), dtype=np.int8)
+# Weights of signed bytes have seven bits: ONNX Runtime adds products of bytes in pairs, on x86 without VNNI in 16 bits,
+# where twice 255 * 127 is cut off. What is right is tried here, not what a processor cuts off.
+SEVEN_BITS = -64, 64
+INT8 = RNG.integers(*SEVEN_BITS, (8, 5), dtype=np.int8)
 UINT8 = RNG.integers(0, 256, (2, 3, 8), dtype=np.uint8)
 IMAGE = floats(2, 3, 7, 9)
 ROUNDED = [
@@ -49,11 +52,11 @@ ROUNDED = [
     Case("DynamicQuantizeMatMul", [floats(2, 3, 8), INT8, floats(5, low=0.01), INT8[0], floats(5)], domain=MS),
     Case("QLinearMatMul", [UINT8, SCALE, BYTE, INT8, SCALE, np.array(3, np.int8), np.array(1.5, np.float32), BYTE]),
     Case("QLinearConv", [RNG.integers(0, 256, (1, 3, 6, 7), np.uint8), SCALE, BYTE,
-         RNG.integers(-128, 128, (4, 3, 2, 3), np.int8), floats(4, low=0.01), np.zeros(4, np.int8),
+         RNG.integers(*SEVEN_BITS, (4, 3, 2, 3), np.int8), floats(4, low=0.01), np.zeros(4, np.int8),
          np.array(2.0, np.float32), BYTE, RNG.integers(-99, 99, 4).astype(np.int32)], {"strides": [2, 1]}),
     Case("QLinearAdd", [UINT8, SCALE, BYTE, UINT8[:1], LARGER, BYTE, LARGEST, BYTE], domain=MS),
     Case("QLinearMul", [UINT8, SCALE, BYTE, UINT8[:1], LARGER, BYTE, LARGEST, BYTE], domain=MS),
-    Case("QAttention", [RNG.integers(0, 256, (2, 3, 16), np.uint8), RNG.integers(-128, 128, (16, 48), np.int8),
+    Case("QAttention", [RNG.integers(0, 256, (2, 3, 16), np.uint8), RNG.integers(*SEVEN_BITS, (16, 48), np.int8),
          floats(48), SCALE, np.array(0.005, np.float32), None, BYTE, np.array(0, np.int8)], {"num_heads": 2},
          domain=MS),
 ]  # fmt: skip
@@ -154,7 +157,7 @@ def test_gradients_go_straight_through_rounding_and_stop_where_it_cuts_off() -> 
 
 
 def test_the_gradient_of_a_dynamic_product_is_that_of_its_matrix() -> None:
-    w = RNG.integers(-100, 100, (C, C), dtype=np.int8)
+    w = RNG.integers(*SEVEN_BITS, (C, C), dtype=np.int8)
     weights = {"w": w, "wz": np.array(3, np.int8), "ws": np.array(0.01, np.float32)}
     x = torch.from_numpy(DATA[0]["x"]).requires_grad_()
     y = graph_module(DYNAMIC, weights)(x=x)["y"]
