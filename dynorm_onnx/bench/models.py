@@ -24,7 +24,7 @@ from dynorm_onnx.graph.replace.written import as_written
 from dynorm_onnx.graph.sites.find import find_sites
 from dynorm_onnx.runtime.arrays import Feeds, run
 from dynorm_onnx.runtime.fuse import fused_or_not
-from dynorm_onnx.runtime.session import Provider, run_model
+from dynorm_onnx.runtime.session import Provider, runnable
 from dynorm_onnx.runtime.timing import Timing
 from dynorm_onnx.runtime.value_types import value_types
 from dynorm_onnx.runtime.variants import FUSED, ORIGINAL, make_variants, time_model
@@ -92,7 +92,7 @@ def make_untrained(original: Path, to: str, *, optimize: str = "auto") -> ir.Mod
     loaded = model_io.load(original)
     fused = fused_or_not(loaded, optimize)
     model = model_io.prepare(fused, value_types)
-    sites = find_sites(model, run=run_model).sites
+    sites = find_sites(model, load=runnable).sites
     if not sites:
         raise NoSiteError(f"{original}: no norm was found that could be replaced")
     rng = np.random.default_rng(0)

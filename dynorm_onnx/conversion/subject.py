@@ -27,7 +27,7 @@ from dynorm_onnx.runtime.arrays import run
 from dynorm_onnx.runtime.fuse import fused_or_not, same_outputs
 from dynorm_onnx.runtime.opset import require_opset
 from dynorm_onnx.runtime.pieces import BATCHES_LIMIT, open_for_batches
-from dynorm_onnx.runtime.session import Provider, make_session, run_model
+from dynorm_onnx.runtime.session import Provider, make_session, runnable
 from dynorm_onnx.runtime.value_types import value_types
 
 
@@ -132,7 +132,7 @@ def _subject(original: ir.Model, search: Search, fused: ir.Model | None = None) 
     if search.inline:  # at once: what cannot be inlined is to be known before hours of work
         prepared = model_io.prepare(inlined(prepared), value_types)
     require_opset(prepared.opset_imports[""], search.path)
-    found = find_sites(prepared, run=run_model)
+    found = find_sites(prepared, load=runnable)
     chosen, kept = select(found, search.only, search.keep, replaced=count_replacements(original))
     if not search.exact:
         chosen, kept = leave_constants(chosen, kept, prepared.graph)

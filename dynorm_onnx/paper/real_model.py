@@ -42,7 +42,7 @@ from dynorm_onnx.graph.lower import LoweredNorm, lower
 from dynorm_onnx.graph.norm_site import Kind
 from dynorm_onnx.graph.sites.find import find_sites
 from dynorm_onnx.graph.sites.select import select
-from dynorm_onnx.runtime.session import make_session, run_model
+from dynorm_onnx.runtime.session import make_session, runnable
 from dynorm_onnx.runtime.value_types import value_types
 
 MOST_ELEMENTS = 1 << 20
@@ -142,7 +142,7 @@ def compare_on_model(
     path = Path(model)
     original = model_io.load(path)
     prepared = model_io.prepare(original, value_types)
-    chosen, _ = select(find_sites(prepared, run=run_model), (), ())
+    chosen, _ = select(find_sites(prepared, load=runnable), (), ())
     if all(site.graph is not prepared.graph for site in chosen):
         raise NoSiteError(f"{path}: all norms lie in bodies of If, Loop or Scan, where they are not compared")
     model_io.require_weights(original)

@@ -7,7 +7,7 @@ import logging
 import os
 import tempfile
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -156,14 +156,14 @@ def session(
     )
 
 
-def run_model(model: onnx.ModelProto | ir.Model, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-    """The outputs of a small model, run once as it is written: on the CPU, unoptimised, bodies inlined.
+def runnable(model: onnx.ModelProto | ir.Model) -> Callable[[Mapping[str, np.ndarray]], list[np.ndarray]]:
+    """What runs a small model as it is written, on the CPU, unoptimised, bodies inlined: feeds -> its outputs.
 
     Made for proving that a piece of a graph computes what is claimed. Raises ModelError where ONNX
-    Runtime has no kernel for a node, DataError where the feeds do not fit.
+    Runtime has no kernel for a node, and when run DataError where the feeds do not fit.
     """
     made = make_session(model, optimization="none", kernels=False, threads=1, log_severity=FATAL)
-    return list(run(made, feeds).values())
+    return lambda feeds: list(run(made, feeds).values())
 
 
 def has_kernels(provider: Provider) -> bool:

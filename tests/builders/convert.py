@@ -14,7 +14,7 @@ from dynorm_onnx.graph.lower import LoweredNorm, lower
 from dynorm_onnx.graph.norm_site import SitesFound
 from dynorm_onnx.graph.replace.rewrite import replace
 from dynorm_onnx.graph.sites.find import find_sites
-from dynorm_onnx.runtime.session import run_model
+from dynorm_onnx.runtime.session import runnable
 
 CANONICAL = {"LayerNormalization", "SimplifiedLayerNormalization", "RMSNormalization"}
 
@@ -22,7 +22,7 @@ CANONICAL = {"LayerNormalization", "SimplifiedLayerNormalization", "RMSNormaliza
 def found_in(model: onnx.ModelProto) -> tuple[ir.Model, SitesFound]:
     """The model prepared, and what was found in it."""
     prepared = prepare(ir.from_proto(model))
-    return prepared, find_sites(prepared, run=run_model)
+    return prepared, find_sites(prepared, load=runnable)
 
 
 def lowered(model: onnx.ModelProto) -> tuple[ir.Model, tuple[LoweredNorm, ...]]:

@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime as ort
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
+from dynorm_onnx.runtime.session import runnable
 from tests.builders.reference import grouped_attention, normalise, silu
 
 ort.set_default_logger_severity(4)
@@ -30,6 +32,11 @@ def _options() -> ort.SessionOptions:
 def run_ort(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
     session = ort.InferenceSession(model.SerializeToString(), _options(), providers=["CPUExecutionProvider"])
     return session.run(None, feeds)
+
+
+def run_model(model: onnx.ModelProto | ir.Model, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """All outputs of a small model, as what proves a norm runs it."""
+    return runnable(model)(feeds)
 
 
 def run_reference(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:

@@ -25,7 +25,7 @@ from dynorm_onnx.graph.lower import lower
 from dynorm_onnx.graph.replace.rewrite import replace
 from dynorm_onnx.graph.sites.find import find_sites
 from dynorm_onnx.runtime.arrays import run
-from dynorm_onnx.runtime.session import make_session, run_model
+from dynorm_onnx.runtime.session import make_session, runnable
 from tests.end_to_end.test_foreign_files import DATA, LIN, C, converted, model, outputs
 from tests.tolerances import relative_error
 
@@ -460,7 +460,7 @@ def test_what_is_written_for_bfloat16_loads_on_any_processor(name: str, to: str)
     proto = model(f"g (bfloat16[n,4,8] x, {fed}) => (bfloat16[n,4,8] y) {{ {body} }}", {}, opset=opset)
     proto.opset_import.append(helper.make_opsetid("com.microsoft", 1))
     lowered = prepare(ir.from_proto(proto))
-    (norm,) = lower(lowered, find_sites(lowered, run=run_model).sites)
+    (norm,) = lower(lowered, find_sites(lowered, load=runnable).sites)
     if to == "dyisru":
         replace(lowered, norm, "DyISRU", NormParameters(np.ones(C), np.zeros(C), {"beta": np.ones(C)}))
     rng = np.random.default_rng(3)

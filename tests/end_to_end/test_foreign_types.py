@@ -18,7 +18,7 @@ from dynorm_onnx.graph.lower import lower
 from dynorm_onnx.graph.sites.find import find_sites
 from dynorm_onnx.paper.real_model import compare_on_model
 from dynorm_onnx.runtime.pieces import PiecewiseModel
-from dynorm_onnx.runtime.session import run_model
+from dynorm_onnx.runtime.session import runnable
 from dynorm_onnx.runtime.value_types import value_types
 from models.zoo.untyped import untyped_file, without_types
 from tests.end_to_end.test_foreign_files import DATA, LIN, RNG, C, X, converted, model, outputs
@@ -216,7 +216,7 @@ def test_third_party_files_are_understood_alike_without_types(tmp_path: Path) ->
         onnx.save(without_types(onnx.load(path)), stripped)
         whole, untyped = (prepare(load(file), value_types) for file in (path, stripped))
         asked += any(value.type is None for node in prepare(load(stripped)).graph for value in node.outputs)
-        before, after = (find_sites(prepared, run=run_model) for prepared in (whole, untyped))
+        before, after = (find_sites(prepared, load=runnable) for prepared in (whole, untyped))
         assert _told(before) == _told(after), path
         lower(untyped, after.sites)
         left = [value.name for node in untyped.graph for value in node.outputs if value.name and value.type is None]

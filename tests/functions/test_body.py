@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from dynorm_onnx.functions import DOMAIN, FORMS, FUNCTIONS, Coupling, Form, Function, onnx_function
 from dynorm_onnx.functions.dyisru import DYISRU
-from dynorm_onnx.runtime.session import run_model
+from tests.builders.execute import run_model
 from tests.builders.installed import ERF_KEEPS_NAN, NEWEST, each_opset
 from tests.tolerances import TOLERANCE, relative_error
 

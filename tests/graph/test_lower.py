@@ -16,7 +16,7 @@ from onnx import numpy_helper, parser
 from dynorm_onnx.graph.files.model_io import prepare
 from dynorm_onnx.graph.lower import LoweredNorm, lower
 from dynorm_onnx.graph.sites.find import find_sites
-from dynorm_onnx.runtime.session import run_model
+from dynorm_onnx.runtime.session import runnable
 from tests.builders.convert import is_checked, lowered
 from tests.builders.execute import run_ort
 from tests.builders.installed import each_opset
@@ -158,7 +158,7 @@ class TestWeights:
             w=SCALE - 1, one=np.float32(1), ones=np.ones(CHANNELS, np.float32),
         )  # fmt: skip
         prepared = prepare(ir.from_proto(source))
-        (site,) = find_sites(prepared, run=run_model).sites
+        (site,) = find_sites(prepared, load=runnable).sites
         norm = only(lower(prepared, [site]))
         assert norm.weight.dtype == np.float32 and norm.weight.shape == (CHANNELS,)
 
@@ -281,7 +281,7 @@ class TestSubsets:
 
     def test_the_rest_stays(self) -> None:
         prepared = prepare(ir.from_proto(self.SOURCE))
-        sites = find_sites(prepared, run=run_model).sites
+        sites = find_sites(prepared, load=runnable).sites
         assert len(lower(prepared, sites[:1])) == 1
         assert operators(prepared)["SkipLayerNormalization"] == 1
 
@@ -327,6 +327,6 @@ class TestAttention:
 
     def test_one_of_the_two(self) -> None:
         prepared = prepare(ir.from_proto(self.source(True)))
-        sites = find_sites(prepared, run=run_model).sites
+        sites = find_sites(prepared, load=runnable).sites
         assert [norm.site_name for norm in lower(prepared, sites[1:])] == [sites[1].name]
         assert operators(prepared)["SimplifiedLayerNormalization"] == 2

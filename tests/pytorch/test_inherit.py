@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 from dynorm_onnx.pytorch import DyT, as_dynorm, export, replace_norms
-from dynorm_onnx.runtime.session import run_model
+from tests.builders.execute import run_model
 from tests.tolerances import relative_error
 
 C = 8

@@ -20,7 +20,7 @@ from dynorm_onnx.graph.lower import lower
 from dynorm_onnx.graph.sites.find import find_sites
 from dynorm_onnx.pytorch import DyISRU, DyT, export, replace_norms
 from dynorm_onnx.pytorch.nn import MODULES, ElementwiseNorm
-from dynorm_onnx.runtime.session import run_model
+from dynorm_onnx.runtime.session import runnable
 from tests.pytorch import hf_models
 from tests.tolerances import relative_error
 
@@ -133,7 +133,7 @@ def test_the_fits_are_those_of_the_onnx_path(name: str, coupled: int, tmp_path: 
         output_names=["logits"], dynamic_shapes=hf_models.dynamic_shapes(name),
     )  # fmt: skip
     prepared = model_io.prepare(model_io.load(path))
-    norms = lower(prepared, find_sites(prepared, run=run_model).sites)
+    norms = lower(prepared, find_sites(prepared, load=runnable).sites)
     feeds = [{key: value.numpy() for key, value in batch.items()} for batch in batches]
     leeway = {norm.site_name: Leeway(coupled) for norm in norms}
     fits = calibrate_norms(prepared, norms, REGISTRY["dyisru"], feeds, lambda done, total: None, leeway).fits

@@ -16,7 +16,8 @@ from dynorm_onnx.runtime import session as session_module
 from dynorm_onnx.runtime.arrays import run
 from dynorm_onnx.runtime.library import onnxruntime
 from dynorm_onnx.runtime.placement import check_placement, placement
-from dynorm_onnx.runtime.session import make_session, run_model, session
+from dynorm_onnx.runtime.session import make_session, session
+from tests.builders.execute import run_model
 from tests.runtime.models import bfloat16_scale, linear, local_function
 
 X = np.arange(8, dtype=np.float32).reshape(2, 4)

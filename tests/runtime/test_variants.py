@@ -18,7 +18,7 @@ from dynorm_onnx.graph.replace.rewrite import replace
 from dynorm_onnx.graph.sites.find import find_sites
 from dynorm_onnx.runtime import variants
 from dynorm_onnx.runtime.placement import placement
-from dynorm_onnx.runtime.session import has_kernels, run_model
+from dynorm_onnx.runtime.session import has_kernels, runnable
 from dynorm_onnx.runtime.timing import Timing
 from dynorm_onnx.runtime.variants import CONVERTED, FUSED, KERNELS, ORIGINAL, make_variants, time_model
 
@@ -64,7 +64,7 @@ def test_the_variants_of_a_file_and_of_a_model_in_memory(tmp_path: Path) -> None
 
 def test_the_library_is_timed_where_a_node_is_one_of_its_operators(tmp_path: Path) -> None:
     model = ir.from_proto(rms_norm())
-    (norm,) = lower(prepared := prepare(model), find_sites(prepared, run=run_model).sites)
+    (norm,) = lower(prepared := prepare(model), find_sites(prepared, load=runnable).sites)
     scalars = {"beta": np.ones(1)}
     replace(prepared, norm, "dyisru", NormParameters(norm.weight, np.zeros(16), scalars))
     path = tmp_path / "m.onnx"

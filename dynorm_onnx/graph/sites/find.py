@@ -19,11 +19,11 @@ _CONTROL_FLOW = ("If", "Loop", "Scan")
 """The operators whose bodies are graphs like any other; a search operator expects things of its decoder."""
 
 
-def find_sites(model: ir.Model, run: proof.Run | None = None) -> SitesFound:
+def find_sites(model: ir.Model, load: proof.Load | None = None) -> SitesFound:
     """All norms of a model, in topological order, after those of the main graph those in bodies; it is not changed.
 
-    Every decomposed site was proved: its nodes were run by `run` (an ONNX ModelProto and feeds by
-    input name to the list of outputs; onnx's reference evaluator by default) against the definition.
+    Every decomposed site was proved: its nodes were run by what `load` makes of an ONNX ModelProto (feeds by input
+    name to the list of outputs; onnx's reference evaluator by default) against the definition.
     Those in bodies of search operators are refused, with the reason. Shapes help, so pass a model that
     `prepare` has seen.
     """
@@ -33,7 +33,7 @@ def find_sites(model: ir.Model, run: proof.Run | None = None) -> SitesFound:
     indices = graph_indices(model)
     for index in indices.values():
         holders = index.holders()
-        findings = _search(model, index, run)
+        findings = _search(model, index, load)
         sites = [f for f in findings if isinstance(f, NormSite)]
         if any(not is_op(node, *_CONTROL_FLOW) for node, _ in holders):
             refused += [_refuse_in_body(f, holders) for f in findings if not isinstance(f, NearMiss)]
@@ -44,13 +44,13 @@ def find_sites(model: ir.Model, run: proof.Run | None = None) -> SitesFound:
     return with_names(indices, found, refused, near)
 
 
-def _search(model: ir.Model, index: GraphIndex, run: proof.Run | None) -> list[Finding]:
+def _search(model: ir.Model, index: GraphIndex, load: proof.Load | None) -> list[Finding]:
     """All finders over one graph; what they found in pieces is proved.
 
     A single node that is an RMSNorm of x - mean(x) becomes the LayerNorm that the three nodes are.
     """
     single = [centred.take_mean(index, f) if isinstance(f, NormSite) else f for f in fused.find(model, index)]
-    prover = proof.Prover(index, run)
+    prover = proof.Prover(index, load)
     batch = _proved(prover, batchnorm.find(index))
     taken = {node for finding in batch if isinstance(finding, NormSite) for node in finding.nodes}
     found = [*single, *batch, *_proved(prover, decomposed.find(index, taken))]

@@ -19,7 +19,9 @@ from dynorm_onnx.graph.values.index import GraphIndex
 
 logger = logging.getLogger(__name__)
 
-Run = Callable[[onnx.ModelProto, dict[str, np.ndarray]], list[np.ndarray]]
+Feeds = dict[str, np.ndarray]
+Load = Callable[[onnx.ModelProto], Callable[[Feeds], list[np.ndarray]]]
+"""A small model -> what runs it: feeds by input name to the list of outputs."""
 
 # Run in float32 at least. E[x^2] - E[x]^2 loses three digits; constants in half precision (sqrt(C))
 # are off by 5e-4. A wrong axis, mean or epsilon shows as 1e-2 and more.
@@ -32,9 +34,10 @@ WITHOUT_EPSILON = 1e-2  # size of the small inputs where there is none: an epsil
 FREE_SIZES = ((2, 3, 5, 7, 4), (3, 1, 4, 2, 5))
 
 
-def run_reference(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
-    """Runs a model in onnx's own reference evaluator."""
-    return list(ReferenceEvaluator(model).run(None, feeds))
+def load_reference(model: onnx.ModelProto) -> Callable[[Feeds], list[np.ndarray]]:
+    """The model in onnx's own reference evaluator."""
+    evaluator = ReferenceEvaluator(model)
+    return lambda feeds: list(evaluator.run(None, feeds))
 
 
 def definition(site: NormSite, x: np.ndarray, weight: np.ndarray | None, bias: np.ndarray | None) -> np.ndarray:
@@ -53,9 +56,9 @@ def definition(site: NormSite, x: np.ndarray, weight: np.ndarray | None, bias: n
 class Prover:
     """Runs sites of one graph against the definition; equal structures are run once."""
 
-    def __init__(self, index: GraphIndex, run: Run | None = None) -> None:
+    def __init__(self, index: GraphIndex, load: Load | None = None) -> None:
         self._index = index
-        self._run = run or run_reference
+        self._load = load or load_reference
         self._known: dict[bytes, str | None] = {}
 
     def judge(self, site: NormSite) -> NormSite | NearMiss:
@@ -73,9 +76,11 @@ class Prover:
     def _try(self, extracted: Extract, site: NormSite, shapes: list[dict[str, tuple[int, ...]]]) -> str | None:
         """The verdict on the first shapes that run, checked once more on the next that do."""
         verdicts, failure = 0, "its shapes are not known"
+        run = None
         for assigned in shapes:
             try:
-                error = self._error(extracted, site, assigned)
+                run = run or self._load(extracted.model)
+                error = self._error(extracted, site, assigned, run)
             except Exception as problem:  # a runtime raises what it likes: wrong shapes, missing kernels
                 failure = str(problem).strip().splitlines()[0] if str(problem).strip() else repr(problem)
                 logger.debug("%s: shapes %s do not run: %s", site.name, assigned, failure)
@@ -89,7 +94,13 @@ class Prover:
                 break
         return None if verdicts else f"looks like a norm, but could not be run to prove it: {failure}"
 
-    def _error(self, extracted: Extract, site: NormSite, shapes: Mapping[str, tuple[int, ...]]) -> float:
+    def _error(
+        self,
+        extracted: Extract,
+        site: NormSite,
+        shapes: Mapping[str, tuple[int, ...]],
+        run: Callable[[Feeds], list[np.ndarray]],
+    ) -> float:
         """The largest relative error over inputs of size 1 and of the size of sqrt(epsilon).
 
         The small ones show a wrong epsilon, which inputs of size 1 would hide.
@@ -103,7 +114,7 @@ class Prover:
             weight = by_value[site.weight] if site.weight is not None else None
             bias = by_value[site.bias] if site.bias is not None else None
             wanted = definition(site, by_value[site.x], weight, bias)
-            (got,) = self._run(extracted.model, feeds)
+            (got,) = run(feeds)
             if got.shape != wanted.shape:
                 raise ValueError(f"the nodes give shape {got.shape}, the norm {wanted.shape}")
             errors.append(float(np.linalg.norm(got - wanted) / np.linalg.norm(wanted)))
@@ -182,10 +193,10 @@ def _parameter_shape(index: GraphIndex, site: NormSite, value: ir.Value, x: list
 
 def _feeds(
     index: GraphIndex, site: NormSite, extracted: Extract, shapes: Mapping[str, tuple[int, ...]], scale: float
-) -> dict[str, np.ndarray]:
+) -> Feeds:
     """Random inputs: x off centre and of another size in every row, so that a mistake shows."""
     random = np.random.default_rng(0)
-    feeds = {}
+    feeds: Feeds = {}
     for name, value in extracted.inputs.items():
         shape = shapes[name]
         if value is site.x:

@@ -33,16 +33,14 @@ def infer_shapes(model: ir.Model) -> None:
     onnx's inference, on a stand-in where Identity tells it what shape-keeping operators keep. It says nothing of a
     Reshape whose target is computed; the number of sizes there says the rank, and then onnx goes on from it.
     """
+    if not any(_keeps(model, node) for node in model.graph.all_nodes()):
+        _infer(model)
+        return
     stand_in = model.clone()
     for node in list(stand_in.graph.all_nodes()):
-        for position in _SHAPE_KEEPERS.get((node.domain, node.op_type), ()):
-            if position < len(node.outputs) and node.op_identifier() not in model.functions:
-                _read_through(node, node.outputs[position])
-    infer = ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)
-    with without_tracebacks():
-        infer(stand_in)
-        while _shape_by_sizes(stand_in):  # each round knows the shape of at least one value more
-            infer(stand_in)
+        for output in _keeps(model, node):
+            _read_through(node, output)
+    _infer(stand_in)
     for graph, inferred in zip(model.graphs(), stand_in.graphs(), strict=True):
         known = ir.convenience.create_value_mapping(inferred)
         for name, value in ir.convenience.create_value_mapping(graph).items():
@@ -51,15 +49,31 @@ def infer_shapes(model: ir.Model) -> None:
                 value.type = known[name].type
 
 
+def _keeps(model: ir.Model, node: ir.Node) -> list[ir.Value]:
+    """The outputs of the node that are shaped like its first input, where onnx does not say so."""
+    places = _SHAPE_KEEPERS.get((node.domain, node.op_type), ())
+    return [] if node.op_identifier() in model.functions else [node.outputs[i] for i in places if i < len(node.outputs)]
+
+
+def _infer(model: ir.Model) -> None:
+    infer = ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)
+    with without_tracebacks():
+        infer(model)
+        while _shape_by_sizes(model):  # each round knows the shape of at least one value more
+            infer(model)
+
+
 def _shape_by_sizes(model: ir.Model) -> bool:
     """Gives the results of nodes that are told a shape what is known of it; whether any had none."""
     grown = False
     for graph in model.graphs():
-        index = GraphIndex(graph, model.opset_imports)
-        for node in index.nodes:
-            shape = index.shape(node.outputs[0]) if node.op_type in TOLD_A_SHAPE and node.outputs else None
-            if shape is not None and node.outputs[0].shape is None:
-                node.outputs[0].shape = ir.Shape(shape)
+        told = [node.outputs[0] for node in graph if node.op_type in TOLD_A_SHAPE and node.outputs]
+        unknown = [value for value in told if value.shape is None]
+        index = GraphIndex(graph, model.opset_imports) if unknown else None
+        for value in unknown:
+            shape = index.shape(value) if index is not None else None
+            if shape is not None:
+                value.shape = ir.Shape(shape)
                 grown = True
     return grown
 

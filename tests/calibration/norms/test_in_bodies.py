@@ -18,7 +18,7 @@ from dynorm_onnx.graph.edit.give_out import FLATTEN_OPSET
 from dynorm_onnx.graph.files.model_io import prepare
 from dynorm_onnx.graph.lower import LoweredNorm, lower
 from dynorm_onnx.graph.sites.find import find_sites
-from dynorm_onnx.runtime.session import run_model
+from dynorm_onnx.runtime.session import runnable
 from dynorm_onnx.runtime.value_types import value_types
 from tests.end_to_end.test_foreign_files import C, converted, model, outputs
 from tests.tolerances import relative_error
@@ -180,7 +180,7 @@ def lowered(body: str, shape: str = "n,4,8") -> tuple[ir.Model, tuple[LoweredNor
     text = f"g (float[{shape}] x) => (float[a,b,8] y) {{ h = MatMul(x, lin) {body} }}"
     proto = model(text, {name: array for name, array in WEIGHTS.items() if name in text})
     prepared = prepare(ir.from_proto(proto), value_types)
-    return prepared, lower(prepared, find_sites(prepared, run=run_model).sites)
+    return prepared, lower(prepared, find_sites(prepared, load=runnable).sites)
 
 
 @pytest.mark.parametrize("case", CASES)

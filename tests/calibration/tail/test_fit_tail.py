@@ -21,7 +21,7 @@ from dynorm_onnx.graph.files.model_io import load, prepare
 from dynorm_onnx.graph.linear.find import find_linear_layers
 from dynorm_onnx.graph.lower import LoweredNorm, lower
 from dynorm_onnx.graph.sites.find import find_sites
-from dynorm_onnx.runtime.session import run_model
+from dynorm_onnx.runtime.session import runnable
 from tests.shipped import FOLDER, MODEL, TEXT
 
 TOKENS, FEATURES, CHANNELS, WORDS = 500, 5, 6, 9
@@ -30,7 +30,7 @@ TOKENS, FEATURES, CHANNELS, WORDS = 500, 5, 6, 9
 @pytest.fixture(scope="module")
 def shipped() -> tuple[ir.Model, tuple[LoweredNorm, ...]]:
     model = prepare(load(MODEL))
-    return model, tuple(lower(model, find_sites(model, run=run_model).sites))
+    return model, tuple(lower(model, find_sites(model, load=runnable).sites))
 
 
 def parameters(name: str, rng: np.random.Generator) -> NormParameters:

@@ -12,9 +12,8 @@ from onnx import helper, numpy_helper, parser
 
 from dynorm_onnx.errors import ModelError, UsageError
 from dynorm_onnx.graph.files import model_io
-from dynorm_onnx.runtime.session import run_model
 from tests.builders.convert import is_checked, lowered
-from tests.builders.execute import run_ort
+from tests.builders.execute import run_model, run_ort
 from tests.tolerances import relative_error
 
 CHANNELS = 64

@@ -14,7 +14,7 @@ from dynorm_onnx.graph.files import model_io
 from dynorm_onnx.graph.fold import Folds, Parity, fold_centring
 from dynorm_onnx.graph.lower import LoweredNorm, lower
 from dynorm_onnx.graph.sites.find import find_sites
-from dynorm_onnx.runtime.session import make_session, run_model
+from dynorm_onnx.runtime.session import make_session, runnable
 from tests.builders.convert import is_checked
 from tests.builders.execute import run_ort
 from tests.graph.fold.models import CHANNELS, IDS, PARITY, Draft, outputs_of, post_norm, pre_norm, prepared
@@ -227,7 +227,7 @@ def test_weights_in_a_file_are_centred_when_they_are_read(tmp_path: Path) -> Non
     onnx.save(source, path, save_as_external_data=True, location="weights", size_threshold=0)
     model = model_io.prepare(model_io.load(path))
     parity = Parity(lambda one: make_session(one).run(None, {"ids": IDS}))
-    _, folds = fold_centring(model, lower(model, find_sites(model, run=run_model).sites), parity)
+    _, folds = fold_centring(model, lower(model, find_sites(model, load=runnable).sites), parity)
     assert len(folds.done[0].sites) == 3
     assert isinstance(model.graph.initializers["words"].const_value, ir.LazyTensor)
     model_io.save(model, output)

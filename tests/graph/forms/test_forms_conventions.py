@@ -14,11 +14,11 @@ from onnx import TensorProto, helper
 from dynorm_onnx.graph.files.model_io import load, prepare
 from dynorm_onnx.graph.lower import lower
 from dynorm_onnx.graph.sites.find import find_sites
-from dynorm_onnx.runtime.session import run_model
+from dynorm_onnx.runtime.session import runnable
 from tests.builders import layer_forms, one_node_forms, rms_forms
 from tests.builders.cases import CHANNELS, Built, FormCase
 from tests.builders.convert import found_in, is_checked, lowered, replaced
-from tests.builders.execute import run
+from tests.builders.execute import run, run_model
 from tests.builders.graph import CONTRIB, Graph
 from tests.graph.forms.checks import same_outputs
 
@@ -140,7 +140,7 @@ class TestFiles:
         onnx.save(model, tmp_path / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=60)
         (tmp_path / "m.data").unlink()
         prepared = prepare(load(tmp_path / "m.onnx"))
-        found = find_sites(prepared, run=run_model)
+        found = find_sites(prepared, load=runnable)
         assert [site.kind for site in found.sites] == [case.expected[0].kind]
 
     def test_weights_are_external(self, case: FormCase, tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ class TestFiles:
         before = run(built.model, built.feeds)
         onnx.save(built.model, tmp_path / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
         prepared = prepare(load(tmp_path / "m.onnx"))
-        lower(prepared, find_sites(prepared, run=run_model).sites)
+        lower(prepared, find_sites(prepared, load=runnable).sites)
         same_outputs(before, run_model(prepared, built.feeds), 1e-5, case.id)
 
     def test_twice_in_a_row(self, case: FormCase) -> None:

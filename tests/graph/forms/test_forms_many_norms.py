@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from dynorm_onnx.graph.files.model_io import load, prepare
 from dynorm_onnx.graph.lower import lower
 from dynorm_onnx.graph.sites.find import find_sites
-from dynorm_onnx.runtime.session import run_model
+from dynorm_onnx.runtime.session import runnable
 from tests.builders.cases import CHANNELS
 from tests.builders.convert import CANONICAL, found_in, is_checked, lowered, replaced
 from tests.builders.execute import run
@@ -186,7 +186,7 @@ def test_nodes_out_of_order(tmp_path: Path) -> None:
     model.graph.node.extend(nodes)
     onnx.save(model, tmp_path / "m.onnx")
     prepared = prepare(load(tmp_path / "m.onnx"))
-    found = find_sites(prepared, run=run_model)
+    found = find_sites(prepared, load=runnable)
     assert [site.name for site in found.sites] == [f"model.layers.{layer}.norm" for layer in range(3)]
     lower(prepared, found.sites)
     same_outputs(before, run(ir.to_proto(prepared), g.feeds), 1e-5, "order")
@@ -195,7 +195,7 @@ def test_nodes_out_of_order(tmp_path: Path) -> None:
 def test_find_sites_changes_nothing() -> None:
     prepared = prepare(ir.from_proto(three_norms().model()))
     before = ir.to_proto(prepared).SerializeToString(deterministic=True)
-    find_sites(prepared, run=run_model)
+    find_sites(prepared, load=runnable)
     assert ir.to_proto(prepared).SerializeToString(deterministic=True) == before
 
 
@@ -203,7 +203,7 @@ def test_prepare_leaves_the_original_alone() -> None:
     original = ir.from_proto(three_norms().model())
     before = ir.to_proto(original).SerializeToString(deterministic=True)
     prepared = prepare(original)
-    replaced(prepared, lower(prepared, find_sites(prepared, run=run_model).sites))
+    replaced(prepared, lower(prepared, find_sites(prepared, load=runnable).sites))
     assert ir.to_proto(original).SerializeToString(deterministic=True) == before
 
 
@@ -257,7 +257,7 @@ def test_shipped_model() -> None:
     """A Llama as torch.onnx writes it: every norm is found, under the name of its module."""
     model = load(SHIPPED)
     prepared = prepare(model)
-    found = find_sites(prepared, run=run_model)
+    found = find_sites(prepared, load=runnable)
     names = [site.name for site in found.sites]
     assert len(names) >= 9 and not found.refused and not found.near_misses
     assert {"model.norm", "model.layers.0.input_layernorm"} <= set(names)

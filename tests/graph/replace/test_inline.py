@@ -18,9 +18,9 @@ from dynorm_onnx.graph.files.model_io import prepare
 from dynorm_onnx.graph.lower import lower
 from dynorm_onnx.graph.replace.inline import inlined
 from dynorm_onnx.graph.sites.find import find_sites
-from dynorm_onnx.runtime.session import run_model
+from dynorm_onnx.runtime.session import runnable
 from tests.builders.convert import replaced
-from tests.builders.execute import run_ort
+from tests.builders.execute import run_model, run_ort
 from tests.builders.holders import in_if, in_loop, in_scan
 from tests.builders.installed import each_opset
 from tests.functions.test_body import CHANNELS, TYPES, every_function
@@ -182,7 +182,7 @@ def test_parameters_that_a_run_computes_leave_the_body() -> None:
 def test_norms_in_bodies(function: Function, holder: Callable, opset: int) -> None:
     built = holder(opset)
     prepared = prepare(ir.from_proto(built.model()))
-    norms = lower(prepared, find_sites(prepared, run=run_model).sites)
+    norms = lower(prepared, find_sites(prepared, load=runnable).sites)
     model = replaced(prepared, norms, function.name)
     assert any(node.domain == DOMAIN for graph in ir.from_proto(model).graphs() for node in graph)
     for found, wanted in zip(run_ort(standard(model), built.feeds), run_ort(model, built.feeds), strict=True):

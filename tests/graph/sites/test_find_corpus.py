@@ -22,7 +22,7 @@ from dynorm_onnx.graph.files.model_io import load, prepare
 from dynorm_onnx.graph.lower import lower
 from dynorm_onnx.graph.norm_site import SitesFound
 from dynorm_onnx.graph.sites.find import find_sites
-from dynorm_onnx.runtime.session import run_model
+from dynorm_onnx.runtime.session import runnable
 from tests.builders.convert import CANONICAL, is_checked, replaced
 from tests.builders.execute import run_ort
 from tests.builders.feeds import drawn_feeds, stored_feeds
@@ -93,7 +93,7 @@ def expectation(row: dict[str, Any]) -> tuple[int, int]:
 
 def found_in(row: dict[str, Any]) -> tuple[ir.Model, SitesFound]:
     prepared = prepare(load(CORPUS / row["file"]))
-    return prepared, find_sites(prepared, run=run_model)
+    return prepared, find_sites(prepared, load=runnable)
 
 
 @EVERY_FILE

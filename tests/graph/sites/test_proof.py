@@ -70,27 +70,33 @@ def test_a_misread_norm_is_a_near_miss(name: str) -> None:
 
 def test_equal_sites_are_run_once() -> None:
     index, site = found()
-    runs = []
+    loads, runs = [], []
 
-    def run(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
-        runs.append({name: feed.shape for name, feed in feeds.items()})
-        return proof.run_reference(model, feeds)
+    def load(model: onnx.ModelProto) -> Callable[[proof.Feeds], list[np.ndarray]]:
+        loads.append(model)
+        evaluator = proof.load_reference(model)
 
-    prover = proof.Prover(index, run)
+        def run(feeds: proof.Feeds) -> list[np.ndarray]:
+            runs.append({name: feed.shape for name, feed in feeds.items()})
+            return evaluator(feeds)
+
+        return run
+
+    prover = proof.Prover(index, load)
     assert prover.judge(site) is site
     first = len(runs)
     assert first >= 2  # two sizes of x at least
     assert prover.judge(site) is site
-    assert len(runs) == first
+    assert len(runs) == first and len(loads) == 1
 
 
 def test_nodes_that_do_not_run_prove_nothing() -> None:
     index, site = found()
 
-    def run(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+    def load(model: onnx.ModelProto) -> Callable[[proof.Feeds], list[np.ndarray]]:
         raise RuntimeError("no kernel for Sqrt")
 
-    verdict = proof.Prover(index, run).judge(site)
+    verdict = proof.Prover(index, load).judge(site)
     assert isinstance(verdict, NearMiss) and "no kernel for Sqrt" in verdict.reason
 
 

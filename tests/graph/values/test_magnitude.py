@@ -12,7 +12,8 @@ from onnx import numpy_helper, parser
 
 from dynorm_onnx.bench.models import make_untrained
 from dynorm_onnx.graph.values.magnitude import Magnitudes
-from dynorm_onnx.runtime.session import make_session, run_model
+from dynorm_onnx.runtime.session import make_session
+from tests.builders.execute import run_model
 from tests.shipped import MODEL
 
 RNG = np.random.default_rng(5)

@@ -17,7 +17,7 @@ from dynorm_onnx.convert import main
 from dynorm_onnx.errors import ModelError
 from dynorm_onnx.pytorch.graph import GraphModule
 from dynorm_onnx.pytorch.graph.weights import find_weights
-from dynorm_onnx.runtime.session import run_model
+from tests.builders.execute import run_model
 from tests.end_to_end.test_foreign_files import DATA, LIN, C, converted, model, outputs
 from tests.pytorch.graph.case import MS, RNG, Case, floats, ints
 from tests.tolerances import TOLERANCE, relative_error
