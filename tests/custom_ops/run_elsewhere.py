@@ -3,7 +3,7 @@
     python run_elsewhere.py LIBRARY FOLDER
 
 For every NAME.onnx in FOLDER, NAME.npz holds the feeds; the outputs go to NAME.out.npz. Needs onnxruntime and
-numpy only, so that it runs in a bare environment.
+numpy only.
 """
 
 from __future__ import annotations

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import venv
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 
 from dynorm_onnx import custom_ops
@@ -18,7 +18,7 @@ from tests.custom_ops.nodes import NUMPY_TYPE, Node, model_of
 from tests.tolerances import TOLERANCE, relative_error
 
 SCRIPT = Path(__file__).with_name("run_elsewhere.py")
-ENVIRONMENTS = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "dynorm-onnx" / "runtimes"
+RUNTIMES = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "dynorm-onnx" / "onnxruntime"
 SERVED = ["1.21.0", "1.26.0", "1.32.0"]
 TOO_OLD = "1.20.1"
 
@@ -41,8 +41,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run_in(python: str | Path, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [str(python), str(SCRIPT), str(custom_ops.library_path()), str(folder)]
+def run_in(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(SCRIPT), str(custom_ops.library_path()), str(folder)]
     return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
 
 
@@ -54,25 +54,31 @@ def check_outputs(folder: Path) -> None:
                 assert relative_error(output, expected) < TOLERANCE[node.dtype], name
 
 
-def interpreter_with(version: str) -> Path:
-    """An interpreter with this onnxruntime, made once and kept; skips the test where pip cannot fetch the wheel."""
-    folder = ENVIRONMENTS / f"{version}-{sys.version_info.major}.{sys.version_info.minor}"
-    python = folder / "bin" / "python"
+def folder_of(version: str) -> Path | None:
+    """A folder with this onnxruntime, made once and kept: without what it depends on, which is here, and None for the
+    version that is here as well. Skips the test where pip cannot fetch the wheel."""
+    if version == ort.__version__:
+        return None
+    folder = RUNTIMES / f"{version}-{sys.version_info.major}.{sys.version_info.minor}"
     ready = folder / "ready"
     if not ready.exists():
-        venv.create(folder, with_pip=True, clear=True)
-        command = [str(python), "-m", "pip", "install", "--quiet", f"onnxruntime=={version}"]
-        installed = subprocess.run(command, capture_output=True, text=True)
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--upgrade", "--target", str(folder)]
+        installed = subprocess.run([*command, f"onnxruntime=={version}"], capture_output=True, text=True)
         if installed.returncode:
             pytest.skip(f"pip cannot install onnxruntime {version}: {installed.stderr.strip().splitlines()[-1]}")
         ready.touch()
-    return python
+    return folder
+
+
+def run_with(version: str, models: Path) -> subprocess.CompletedProcess[str]:
+    folder = folder_of(version)
+    return run_in(models) if folder is None else run_in(models, PYTHONPATH=str(folder))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("version", SERVED)
 def test_loads_in(version: str, folder: Path) -> None:
-    ran = run_in(interpreter_with(version), folder)
+    ran = run_with(version, folder)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.strip() == version
     check_outputs(folder)
@@ -80,7 +86,7 @@ def test_loads_in(version: str, folder: Path) -> None:
 
 @pytest.mark.slow
 def test_an_older_runtime_gets_a_sentence(folder: Path) -> None:
-    ran = run_in(interpreter_with(TOO_OLD), folder)
+    ran = run_with(TOO_OLD, folder)
     assert ran.returncode == 1, ran.stderr
     assert f"need ONNX Runtime 1.21 or newer, and this is {TOO_OLD}" in ran.stderr
 
@@ -89,6 +95,6 @@ def test_an_older_runtime_gets_a_sentence(folder: Path) -> None:
 @pytest.mark.parametrize("isa", ["portable", "avx2", "avx512", "neon", "unheard-of"])
 def test_runs_with_instruction_set(isa: str, folder: Path) -> None:
     """A set that this processor lacks is passed over."""
-    ran = run_in(sys.executable, folder, DYNORM_ISA=isa)
+    ran = run_in(folder, DYNORM_ISA=isa)
     assert ran.returncode == 0, ran.stderr
     check_outputs(folder)

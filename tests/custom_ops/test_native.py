@@ -1,4 +1,7 @@
-"""Builds library and native programs under AddressSanitizer and UndefinedBehaviorSanitizer, and runs them."""
+"""Builds library and native programs under AddressSanitizer and UndefinedBehaviorSanitizer, and runs them.
+
+The build is kept: it takes minutes, and again only what has changed since.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,20 @@ import shutil
 
 import pytest
 
-from tests.custom_ops.sanitize import Build, run
+from tests.custom_ops.sanitize import ROOT, Build, run
+
+fcntl = pytest.importorskip("fcntl", reason="a build is shared under a lock of files: not on Windows")
 
 
 @pytest.fixture(scope="module")
-def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
+def build() -> Build:
     if shutil.which("cmake") is None:
         pytest.skip("cmake is not installed")
-    made = Build(tmp_path_factory.mktemp("sanitized"), "address")
-    made.make()
+    made = Build(ROOT / "build" / "sanitized", "address")
+    made.folder.mkdir(parents=True, exist_ok=True)
+    with (made.folder / "lock").open("w") as lock:  # of two workers with tests of this file one builds
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        made.make()
     return made
 
 
