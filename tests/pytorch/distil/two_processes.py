@@ -1,6 +1,6 @@
 """What each process of test_parallel.py runs: the same distillation, its loss curve and weights written by the first.
 
-Run as `torchrun --nproc-per-node N two_processes.py OUT.pt KIND`, or without torchrun.
+Run as `torchrun --nproc-per-node N two_processes.py FOLDER`, for all kinds; main() is one of them, in any process.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from torch import nn
 
 from dynorm_onnx.pytorch.distil import distil
 from dynorm_onnx.pytorch.replace import replace_norms
+
+KINDS = ("logits", "vectors")
 
 
 class Model(nn.Module):
@@ -34,7 +36,7 @@ class Model(nn.Module):
         return {"logits" if self.head.out_features == 13 else "vectors": self.head(x)}
 
 
-def main(output: str, kind: str) -> None:
+def main(output: Path, kind: str) -> None:
     torch.manual_seed(0)
     teacher = Model(13 if kind == "logits" else 5).eval()
     batches = []
@@ -49,8 +51,9 @@ def main(output: str, kind: str) -> None:
             student.head.weight.zero_()  # only the first process's student counts
     run = distil(student, teacher, batches, steps=12, learning_rate=0.01, precision="float32")
     if rank == 0:
-        torch.save({"losses": run.losses, "state": student.state_dict(), "processes": run.processes}, Path(output))
+        torch.save({"losses": run.losses, "state": student.state_dict(), "processes": run.processes}, output)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    for each in KINDS:
+        main(Path(sys.argv[1]) / f"{each}.pt", each)
