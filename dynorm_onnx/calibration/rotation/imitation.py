@@ -55,6 +55,6 @@ class Imitation:
         value = float(np.vdot(weighed, error)) / len(x)
         weighed *= np.float32(2 / len(x))
         by_y = weighed @ rotation
-        by_z = by_y * weight * self._steepness * shrunk**3
+        by_z = by_y * weight * self._steepness * (shrunk * shrunk * shrunk)
         by_parameters = np.stack([(by_y * core).sum(0), by_y.sum(0)])
         return value, Gradient(weighed.T @ y + x.T @ by_z, by_parameters)
