@@ -24,7 +24,7 @@ from dynorm_onnx.pytorch.distil.chunked import ChunkedKL
 from dynorm_onnx.pytorch.distil.fading import without_zeros
 from dynorm_onnx.pytorch.distil.hidden import POSITIONS, Compared, sampled, with_hidden_outputs
 from dynorm_onnx.pytorch.distil.losses import MASK
-from dynorm_onnx.pytorch.distil.parallel import processes_joined
+from dynorm_onnx.pytorch.distil.parallel import join_processes
 from dynorm_onnx.pytorch.distil.teacher import graph_teacher, session_teacher
 from dynorm_onnx.pytorch.distil.trainer import (
     NORM_RATE,
@@ -126,37 +126,37 @@ def distil_model(
     data = [{name: array_to_torch(array) for name, array in feeds.items()} for feeds in step_sized(batches, seed)]
     bases = usable_bases(original.graph, norms) if train == "all" else ()
     writers = {name for basis in bases for name in basis.writers}  # what they give has another basis in both
-    with processes_joined(best_device()):
-        compared, data = _compared(original, converted, writers, data, seed)
-        student, teacher, head = _student(compared, logits, data)
-        student.checkpointing = student.activation_bytes(data[0]) > CHECKPOINTING_ABOVE if data else False
-        blocks: tuple[BlockRun, ...] = ()
-        if block_steps and not (checkpoint is not None and checkpoint.exists()):
-            device = best_device()
-            how = Blockwise(
-                block_steps, learning_rate, NORM_RATE * learning_rate, train, precision_on(device, precision), seed
-            )
-            source = GraphModule(original, float_type=torch.float32).to(device)
-            blocks = train_blocks(student.to(device), source, data, how, block_progress)
-            del source
-        names = function_initializers(converted.graph)
-        learn_bases(student, bases, names)
-        run = distil(
-            student,
-            _teacher(teacher, open_model, large=head is not None, precision=precision_on(best_device(), precision)),
-            data,
-            steps=steps,
-            learning_rate=learning_rate,
-            train=train,
-            logits=logits,
-            hidden_outputs=compared.names,
-            checkpoint=checkpoint,
-            seed=seed,
-            coupled=coupled,
-            precision=precision,
-            head=head,
-            progress=progress,
+    join_processes(best_device())
+    compared, data = _compared(original, converted, writers, data, seed)
+    student, teacher, head = _student(compared, logits, data)
+    student.checkpointing = student.activation_bytes(data[0]) > CHECKPOINTING_ABOVE if data else False
+    blocks: tuple[BlockRun, ...] = ()
+    if block_steps and not (checkpoint is not None and checkpoint.exists()):
+        device = best_device()
+        how = Blockwise(
+            block_steps, learning_rate, NORM_RATE * learning_rate, train, precision_on(device, precision), seed
         )
+        source = GraphModule(original, float_type=torch.float32).to(device)
+        blocks = train_blocks(student.to(device), source, data, how, block_progress)
+        del source
+    names = function_initializers(converted.graph)
+    learn_bases(student, bases, names)
+    run = distil(
+        student,
+        _teacher(teacher, open_model, large=head is not None, precision=precision_on(best_device(), precision)),
+        data,
+        steps=steps,
+        learning_rate=learning_rate,
+        train=train,
+        logits=logits,
+        hidden_outputs=compared.names,
+        checkpoint=checkpoint,
+        seed=seed,
+        coupled=coupled,
+        precision=precision,
+        head=head,
+        progress=progress,
+    )
     inside = {name for named in names.values() for name in named.values()}
     others = [name for name in student.changed() if name not in inside] if train == "all" else []
     return Distilled(run, trained_functions(student, converted.graph), student.initializers(others), blocks)

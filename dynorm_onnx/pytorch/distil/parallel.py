@@ -6,9 +6,9 @@ gradients are added up, so that the steps are those of one process, to rounding.
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor, distributed, nn
@@ -17,17 +17,19 @@ LARGEST_BUCKET = 1 << 24
 """Elements of gradients that are sent together."""
 
 
-@contextmanager
-def processes_joined(device: torch.device) -> Iterator[None]:
-    """Joins the processes that torchrun started, if it did and nobody has joined them yet."""
-    joins = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not distributed.is_initialized()
-    if joins:
+def join_processes(device: torch.device) -> None:
+    """Joins the processes that torchrun started, if it did and nobody has joined them yet, until the program ends.
+
+    Not for each training anew: who joins a second time may be told where the others were the first time, and waits.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not distributed.is_initialized():
         distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
-        yield
-    finally:
-        if joins:
-            distributed.destroy_process_group()
+        atexit.register(_leave)
+
+
+def _leave() -> None:
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def world() -> int:

@@ -29,7 +29,7 @@ from dynorm_onnx.pytorch.distil.losses import MASK, Outputs, Term, distance, hid
 from dynorm_onnx.pytorch.distil.module_basis import bases_learned, usable_streams
 from dynorm_onnx.pytorch.distil.module_streams import ModuleStream
 from dynorm_onnx.pytorch.distil.optimizer import Trained, make_optimizers, set_rates, trained_parameters
-from dynorm_onnx.pytorch.distil.parallel import processes_joined, rank, share_first, sum_gradients, summed, world
+from dynorm_onnx.pytorch.distil.parallel import join_processes, rank, share_first, sum_gradients, summed, world
 from dynorm_onnx.pytorch.distil.teacher import Teacher
 from dynorm_onnx.pytorch.graph import GraphModule
 
@@ -154,18 +154,18 @@ def distil(
         raise UsageError(f"coupled must be 0 or more, not {coupled}")
     device = torch.device(device) if device is not None else best_device()
     precision = precision_on(device, precision)
-    with processes_joined(device):
-        student.to(device)
-        share_first([*student.parameters(), *student.buffers()])  # before anything is decided by them
-        streams: tuple[ModuleStream, ...] = ()
-        if train == "all" and not order and not isinstance(student, GraphModule):
-            example = moved(data[0], next(student.parameters()).device)
-            streams = usable_streams(student, lambda model: called(model, example))
-        with bases_learned(student, teacher, streams):
-            leave = frozenset(path for stream in streams for path in stream.writers)
-            run = _Run(student, teacher, data, steps, train, learning_rate, norm_learning_rate, logits, hidden,
-                       hidden_outputs, leave, order, checkpoint, precision, device, seed, coupled, head)  # fmt: skip
-            return run.go(progress or (lambda told: None))
+    join_processes(device)
+    student.to(device)
+    share_first([*student.parameters(), *student.buffers()])  # before anything is decided by them
+    streams: tuple[ModuleStream, ...] = ()
+    if train == "all" and not order and not isinstance(student, GraphModule):
+        example = moved(data[0], next(student.parameters()).device)
+        streams = usable_streams(student, lambda model: called(model, example))
+    with bases_learned(student, teacher, streams):
+        leave = frozenset(path for stream in streams for path in stream.writers)
+        run = _Run(student, teacher, data, steps, train, learning_rate, norm_learning_rate, logits, hidden,
+                   hidden_outputs, leave, order, checkpoint, precision, device, seed, coupled, head)  # fmt: skip
+        return run.go(progress or (lambda told: None))
 
 
 class _Run:
