@@ -37,15 +37,10 @@ def library_path() -> Path | None:
         if not path.is_file():
             raise ProviderError(f"the environment variable DYNORM_LIBRARY names {named}, and there is no such file.")
         return path
-    return _installed()
-
-
-@cache  # every session asks
-def _installed() -> Path | None:
     candidates = [Path(__file__).with_name(_FILE_NAME)]
     try:
-        distribution = importlib.metadata.distribution(_DISTRIBUTION)
-        candidates.append(Path(str(distribution.locate_file(f"dynorm_onnx/{_FILE_NAME}"))))
+        installed = importlib.metadata.distribution(_DISTRIBUTION)
+        candidates.append(Path(str(installed.locate_file(f"dynorm_onnx/{_FILE_NAME}"))))
     except importlib.metadata.PackageNotFoundError:
         pass
     return next((path for path in candidates if path.is_file()), None)

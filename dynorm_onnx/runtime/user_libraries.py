@@ -55,9 +55,10 @@ def register(options: Any, files: Iterable[str | os.PathLike[str]] = ()) -> None
 
     Raises UsageError for a file that is not there or that ONNX Runtime cannot load.
     """
-    ours = custom_ops.library_path()
+    wanted = [*_current.get(), *map(Path, files)]
+    ours = custom_ops.library_path() if wanted else None
     done = {ours.resolve()} if ours is not None else set()  # session.py registers it, where it can serve
-    for path in (*_current.get(), *map(Path, files)):
+    for path in wanted:
         if not path.is_file():
             raise UsageError(f"--custom-op-library {path}: there is no such file")
         if path.resolve() in done:
