@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -13,6 +15,7 @@ import onnx
 import pytest
 
 from dynorm_onnx import convert_model
+from dynorm_onnx.convert import main
 from dynorm_onnx.report import Report
 from tests.shipped import FOLDER, MODEL, NORMS, TEXT
 
@@ -30,12 +33,12 @@ def run(*arguments: object, encoding: str = "utf-8") -> subprocess.CompletedProc
 
 
 def failure(*arguments: object, code: int = 2) -> str:
-    """stderr of a command that must fail so: no traceback, nothing on stdout."""
-    done = run(*arguments, "-q")
-    assert done.returncode == code, done.stderr
-    assert "Traceback" not in done.stderr
-    assert not done.stdout
-    return done.stderr
+    """stderr of a command that must fail so, in this process: no exception, nothing on stdout."""
+    printed, told = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(told):
+        assert main([*map(str, arguments), "-q"]) == code, told.getvalue()
+    assert not printed.getvalue()
+    return told.getvalue()
 
 
 def test_converts_beside_the_model_and_prints_a_summary(tmp_path: Path) -> None:
@@ -98,7 +101,7 @@ def test_what_cannot_be_told_is_not_written(tmp_path: Path) -> None:
 
 
 def test_a_model_that_is_not_usable_says_so_first(tmp_path: Path) -> None:
-    data = ["--data", TEXT, "--samples", 2, "--max-length", 8, "--method", "fit", "--no-time", "--no-rotate"]
+    data = [*QUICK, "--samples", 2, "--max-length", 8]
     done = run(MODEL, *data, "-o", tmp_path / "out.onnx")
     assert done.returncode == 0 and (tmp_path / "out.onnx").exists()
     assert done.stdout.startswith("this model is not usable: the next-token loss rises")
@@ -126,6 +129,12 @@ def test_files_that_are_no_models(content: bytes | None, word: str, tmp_path: Pa
     assert word in failure(path)
 
 
+def test_a_failure_ends_the_process_with_its_code_and_a_sentence(tmp_path: Path) -> None:
+    done = run(tmp_path / "missing.onnx", "-q")
+    assert done.returncode == 2 and not done.stdout
+    assert "no such file" in done.stderr and "Traceback" not in done.stderr
+
+
 def test_a_truncated_model(tmp_path: Path) -> None:
     path = tmp_path / "cut.onnx"
     path.write_bytes(MODEL.read_bytes()[:100_000])
@@ -147,7 +156,7 @@ def test_no_norm_has_its_own_exit_code(tmp_path: Path) -> None:
 
 
 def test_a_bound_that_is_not_met_has_its_own_exit_code(tmp_path: Path) -> None:
-    message = failure(MODEL, *QUICK, "--max-kl", "1e-9", "-o", tmp_path / "out.onnx", code=4)
+    message = failure(MODEL, *QUICK, "--only", "model.norm", "--max-kl", "1e-9", "-o", tmp_path / "out.onnx", code=4)
     assert "--max-kl" in message
     assert not list(tmp_path.iterdir())
 

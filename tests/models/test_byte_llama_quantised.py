@@ -37,7 +37,8 @@ def scripts(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("converted") / "converted.onnx"
-    convert_model(MODEL, data=TEXT, output=path, method="fit", samples=8, validate=False, time=False, optimize="none")
+    knobs = {"validate": False, "time": False, "rotate": False, "optimize": "none"}
+    convert_model(MODEL, data=TEXT, output=path, method="fit", samples=8, **knobs)
     return path
 
 

@@ -220,15 +220,22 @@ def test_layers_of_both_modules_are_watched_and_only_while_training(
     assert hidden_of(student, teacher, batches[0]) < 0.5 * hidden_of(blind, teacher, batches[0])
 
 
-@pytest.fixture
-def fitted(tmp_path: Path) -> tuple[ir.Model, ir.Model]:
-    """The shipped model, and as `--method fit` converts it."""
+@pytest.fixture(scope="module")
+def fitted_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped model as `--method fit` converts it in its own basis."""
+    output = tmp_path_factory.mktemp("fitted") / "out.onnx"
     convert_model(
         BYTE_LLAMA / "byte_llama.onnx", to="dyisru", method="fit", data=BYTE_LLAMA / "held_out.txt", samples=8,
-        tokenizer=BYTE_LLAMA / "tokenizer.json", time=False, optimize="none", output=tmp_path / "out.onnx",
+        tokenizer=BYTE_LLAMA / "tokenizer.json", time=False, optimize="none", rotate=False, output=output,
     )  # fmt: skip
+    return output
+
+
+@pytest.fixture
+def fitted(fitted_file: Path) -> tuple[ir.Model, ir.Model]:
+    """The shipped model, and that file, for this test alone."""
     original, converted = (
-        model_io.prepare(model_io.load(path)) for path in (BYTE_LLAMA / "byte_llama.onnx", tmp_path / "out.onnx")
+        model_io.prepare(model_io.load(path)) for path in (BYTE_LLAMA / "byte_llama.onnx", fitted_file)
     )
     return original, converted
 
@@ -313,11 +320,11 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_command_distils_and_writes_the_weights_back(text: Path, tmp_path: Path) -> None:
     output = tmp_path / "distilled.onnx"
     report = convert_model(
-        BYTE_LLAMA / "byte_llama.onnx", method="distil", steps=48, learning_rate=0.006, data=text, samples=24,
+        BYTE_LLAMA / "byte_llama.onnx", method="distil", steps=30, learning_rate=0.006, data=text, samples=16,
         max_length=64, tokenizer=BYTE_LLAMA / "tokenizer.json", time=False, output=output,
     ).as_dict()  # fmt: skip
     run = report["distillation"]
-    assert (run["steps"], run["train"], run["tokens"]) == (48, "all", 48 * 24 * 64)
+    assert (run["steps"], run["train"], run["tokens"]) == (30, "all", 30 * 16 * 64)
     assert run["losses"][-1]["loss"] < 0.7 * run["losses"][0]["loss"]
     assert not list(tmp_path.glob("*.pt")), "the checkpoint of a finished run is of no use"
     before, after = (ir.load(path).graph.initializers for path in (BYTE_LLAMA / "byte_llama.onnx", output))
