@@ -49,7 +49,7 @@ $(VENV)/.serving: $(VENV)/.demo constraints-serving.txt
 	$(PYTHON) -m venv $(VENV)/serving
 	$(SERVING) -m pip install --quiet --upgrade pip
 	DYNORM_REQUIRE_LIBRARY=1 $(SERVING) -m pip install --quiet -c constraints-serving.txt -e ".[cpu,text,serving,ray]" \
-	    pytest hypothesis kubernetes-validate
+	    pytest pytest-xdist hypothesis kubernetes-validate
 	$(SERVING) -m pip install --quiet -c constraints-serving.txt --no-deps nvidia-pytriton kserve
 	touch $@
 
@@ -83,7 +83,7 @@ test: lint test-serving
 	$(BIN)/python -m pytest -n 2 --dist worksteal --ignore tests/serving
 
 test-serving: $(VENV)/.serving
-	$(SERVING) -m pytest tests/serving
+	$(SERVING) -m pytest -n 2 --dist worksteal tests/serving
 
 HAMMER_SECONDS ?= 600
 hammer: $(VENV)/.serving
