@@ -67,14 +67,13 @@ def open_model(
 
     `arena` and further options are make_session()'s. Raises what make_session() raises.
     """
-    loaded = (
-        model if isinstance(model, ir.Model) else prepare(load(model), value_types)
-    )  # pieces need the types of values
+    loaded = model if isinstance(model, ir.Model) else load(model)
     size = weight_bytes(loaded)
     if size <= limit:
         return make_session(model, provider=provider, arena=arena, **options)
     log.info("%d MiB of weights: the model is run piece by piece", size >> 20)
-    return PiecewiseModel(loaded, provider=provider, **options)
+    typed = loaded if loaded is model else prepare(loaded, value_types)  # pieces need the types of values
+    return PiecewiseModel(typed, provider=provider, **options)
 
 
 def open_for_batches(model: str | os.PathLike[str] | ir.Model, *, provider: Provider = "cpu", **options: Any) -> Any:
