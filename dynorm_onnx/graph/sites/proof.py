@@ -20,8 +20,10 @@ from dynorm_onnx.graph.values.index import GraphIndex
 logger = logging.getLogger(__name__)
 
 Feeds = dict[str, np.ndarray]
-Load = Callable[[onnx.ModelProto], Callable[[Feeds], list[np.ndarray]]]
-"""A small model -> what runs it: feeds by input name to the list of outputs."""
+Run = Callable[[Feeds], list[np.ndarray]]
+"""Feeds by input name -> the list of outputs."""
+Load = Callable[[onnx.ModelProto], Run]
+"""A small model -> what runs it."""
 
 # Run in float32 at least. E[x^2] - E[x]^2 loses three digits; constants in half precision (sqrt(C))
 # are off by 5e-4. A wrong axis, mean or epsilon shows as 1e-2 and more.
@@ -34,7 +36,7 @@ WITHOUT_EPSILON = 1e-2  # size of the small inputs where there is none: an epsil
 FREE_SIZES = ((2, 3, 5, 7, 4), (3, 1, 4, 2, 5))
 
 
-def load_reference(model: onnx.ModelProto) -> Callable[[Feeds], list[np.ndarray]]:
+def load_reference(model: onnx.ModelProto) -> Run:
     """The model in onnx's own reference evaluator."""
     evaluator = ReferenceEvaluator(model)
     return lambda feeds: list(evaluator.run(None, feeds))
@@ -94,13 +96,7 @@ class Prover:
                 break
         return None if verdicts else f"looks like a norm, but could not be run to prove it: {failure}"
 
-    def _error(
-        self,
-        extracted: Extract,
-        site: NormSite,
-        shapes: Mapping[str, tuple[int, ...]],
-        run: Callable[[Feeds], list[np.ndarray]],
-    ) -> float:
+    def _error(self, extracted: Extract, site: NormSite, shapes: Mapping[str, tuple[int, ...]], run: Run) -> float:
         """The largest relative error over inputs of size 1 and of the size of sqrt(epsilon).
 
         The small ones show a wrong epsilon, which inputs of size 1 would hide.

@@ -69,9 +69,11 @@ def _shape_by_sizes(model: ir.Model) -> bool:
     for graph in model.graphs():
         told = [node.outputs[0] for node in graph if node.op_type in TOLD_A_SHAPE and node.outputs]
         unknown = [value for value in told if value.shape is None]
-        index = GraphIndex(graph, model.opset_imports) if unknown else None
+        if not unknown:  # an index goes through the whole graph
+            continue
+        index = GraphIndex(graph, model.opset_imports)
         for value in unknown:
-            shape = index.shape(value) if index is not None else None
+            shape = index.shape(value)
             if shape is not None:
                 value.shape = ir.Shape(shape)
                 grown = True

@@ -72,7 +72,7 @@ def test_equal_sites_are_run_once() -> None:
     index, site = found()
     loads, runs = [], []
 
-    def load(model: onnx.ModelProto) -> Callable[[proof.Feeds], list[np.ndarray]]:
+    def load(model: onnx.ModelProto) -> proof.Run:
         loads.append(model)
         evaluator = proof.load_reference(model)
 
@@ -93,7 +93,7 @@ def test_equal_sites_are_run_once() -> None:
 def test_nodes_that_do_not_run_prove_nothing() -> None:
     index, site = found()
 
-    def load(model: onnx.ModelProto) -> Callable[[proof.Feeds], list[np.ndarray]]:
+    def load(model: onnx.ModelProto) -> proof.Run:
         raise RuntimeError("no kernel for Sqrt")
 
     verdict = proof.Prover(index, load).judge(site)
