@@ -33,10 +33,11 @@ def run(*arguments: object, encoding: str = "utf-8") -> subprocess.CompletedProc
 
 
 def failure(*arguments: object, code: int = 2) -> str:
-    """stderr of a command that must fail so, in this process: no exception, nothing on stdout."""
+    """stderr of a command that must fail so, in this process: no traceback, nothing on stdout."""
     printed, told = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(told):
         assert main([*map(str, arguments), "-q"]) == code, told.getvalue()
+    assert "Traceback" not in told.getvalue()
     assert not printed.getvalue()
     return told.getvalue()
 

@@ -56,8 +56,8 @@ def changes_nothing(model: Path, folder: Path, *options: str) -> None:
 
 
 @pytest.mark.parametrize("options", [
-    ("--method", "reconstruct", "--no-rotate", "--optimize", "none", "--data", str(TEXT)),
-    ("--to", "dyt", "--method", "fit", "--no-rotate", "--optimize", "none", "--data", str(TEXT)),
+    ("--method", "reconstruct", "--no-rotate", "--data", str(TEXT)),
+    ("--to", "dyt", "--method", "fit", "--no-rotate", "--data", str(TEXT)),
     ("--to", "rmsnorm", "--data", "random"),
 ], ids=" ".join)  # fmt: skip
 def test_threads_change_no_byte(options: tuple[str, ...], tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def test_the_command_is_shared_too_and_writes_once(tmp_path: Path, capsys: pytes
     text = tmp_path / "text.txt"
     text.write_bytes(TEXT.read_bytes()[:12_000])
     options = [str(MODEL), "--method", "distil", "--steps", "4", "--block-steps", "2", "--samples", "24"]
-    options += ["--max-length", "64", "--data", str(text), "--optimize", "none", "--no-time", "--json"]
+    options += ["--max-length", "64", "--data", str(text), "--no-time", "--json"]
     assert convert.main([*options, "-o", str(tmp_path / "1.onnx")]) == 0
     alone = capsys.readouterr().out
     together = launched("-m", "dynorm_onnx.convert", *options, "-o", str(tmp_path / "2.onnx"))
