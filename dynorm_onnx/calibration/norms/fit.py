@@ -51,6 +51,35 @@ class Fit:
 
 
 @dataclasses.dataclass(frozen=True)
+class _Target:
+    """What all candidates of a fit are held against: per channel [C], or per channel and bin [C, BINS].
+
+    x is the mean of each bin; of an empty one, which weighs nothing, that of another bin of the channel, so that no
+    candidate gives there what it gives at no token.
+    """
+
+    x: np.ndarray
+    count: np.ndarray
+    sums: np.ndarray
+    tokens: np.ndarray
+    mean: np.ndarray
+    spread: np.ndarray  # sum of squares around the mean
+
+    @classmethod
+    def of(cls, moments: Moments) -> _Target:
+        tokens = np.maximum(moments.count.sum(1), np.finfo(float).tiny)
+        mean = moments.sum_target.sum(1) / tokens
+        means, filled = moments.bin_means, moments.count > 0
+        some = np.take_along_axis(means, filled.argmax(1)[:, None], 1)
+        spread = moments.target_squares - tokens * mean**2
+        return cls(np.where(filled, means, some), moments.count, moments.sum_target, tokens, mean, spread)
+
+    def mean_of(self, core: np.ndarray) -> np.ndarray:
+        """Over all tokens of each channel."""
+        return _products(self.count, core) / self.tokens
+
+
+@dataclasses.dataclass(frozen=True)
 class _Line:
     """weight, bias and the sum of squared errors they leave, what rounding will add included; [C] each."""
 
@@ -69,8 +98,7 @@ def fit(
     """
     used = extent.largest > 0
     largest = np.where(used, extent.largest, 1.0)
-    x = moments.bin_means
-    kept = np.dtype(dtype)
+    target, kept = _Target.of(moments), np.dtype(dtype)
 
     def scalars(log_steepness: np.ndarray, shift: np.ndarray) -> dict[str, np.ndarray]:
         steepness = np.clip(np.exp(log_steepness) / largest, SMALLEST, LARGEST)
@@ -78,14 +106,14 @@ def fit(
 
     def core(log_steepness: np.ndarray, shift: np.ndarray) -> np.ndarray:
         wide = {name: value[:, None] for name, value in scalars(log_steepness, shift).items()}
-        return function.core(x, **wide)
+        return function.core(target.x, **wide)
 
     def line(log_steepness: np.ndarray, shift: np.ndarray) -> _Line:
-        return _least_squares(core(log_steepness, shift), moments, kept)
+        return _least_squares(core(log_steepness, shift), target, kept)
 
     log_steepness, shift = _search(line, len(largest), has_shift=function.has_shift)
     log_steepness = log_steepness + np.log(steeper)
-    best = _in_type(line(log_steepness, shift), core(log_steepness, shift), moments, kept)
+    best = _in_type(line(log_steepness, shift), core(log_steepness, shift), target, kept)
     per_channel = np.sqrt(best.error / np.maximum(moments.target_squares, np.finfo(float).tiny))
     total = np.sqrt(best.error.sum() / max(moments.target_squares.sum(), np.finfo(float).tiny))
     parameters = NormParameters(best.weight, best.bias, scalars(log_steepness, shift))
@@ -117,33 +145,42 @@ def _minimise(error: Callable[[np.ndarray], np.ndarray], grid: np.ndarray, chann
     inner, outer = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
     inner_error, outer_error = error(inner), error(outer)
     for _ in range(GOLDEN_STEPS):
+        # Of two points inside the one of less error is, in what is left, one of the next two.
         left = inner_error <= outer_error
         low, high = np.where(left, low, inner), np.where(left, outer, high)
-        inner, outer = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
-        inner_error, outer_error = error(inner), error(outer)
+        asked = np.where(left, high - _GOLDEN * (high - low), low + _GOLDEN * (high - low))
+        told = error(asked)
+        inner, outer = np.where(left, asked, outer), np.where(left, inner, asked)
+        inner_error, outer_error = np.where(left, told, outer_error), np.where(left, inner_error, told)
     found = np.where(inner_error <= outer_error, inner, outer)
     # Golden section assumes one valley; where the grid point was better after all, it stays.
-    return np.where(error(found) <= errors.min(0), found, grid[best])
+    return np.where(np.minimum(inner_error, outer_error) <= errors.min(0), found, grid[best])
 
 
-def _least_squares(core: np.ndarray, moments: Moments, dtype: np.dtype) -> _Line:
+def _least_squares(core: np.ndarray, target: _Target, dtype: np.dtype) -> _Line:
     """The best line from core [C, BINS] to the target that stays within REACH, per channel, with centred sums.
 
     Errors count what the line leaves of the target's sums per bin and of its spread inside the bins.
     """
-    tokens, core_mean, target_mean = _means(core, moments)
+    core_mean = target.mean_of(core)
     centred = core - core_mean[:, None]
-    variance = (moments.count * centred**2).sum(1)
-    covariance = (moments.sum_target * centred).sum(1)
-    varies = variance > LEAST_VARIANCE * tokens * core_mean**2
+    variance = _products(target.count * centred, centred)
+    covariance = _products(target.sums, centred)
+    varies = variance > LEAST_VARIANCE * target.tokens * core_mean**2
     best = np.divide(covariance, variance, out=np.zeros_like(variance), where=varies)
-    given = np.where(moments.count > 0, np.abs(target_mean[:, None] + best[:, None] * centred), 0.0).max(1)
-    most = _most_weight(best, given, core_mean, target_mean, dtype)
+    given = np.maximum(*(np.abs(target.mean + best * end) for end in (centred.min(1), centred.max(1))))
+    most = _most_weight(best, given, core_mean, target.mean, dtype)
     weight = np.clip(best, -most, most)
-    bias = target_mean - weight * core_mean
-    error = moments.target_squares - tokens * target_mean**2 - weight * (2 * covariance - weight * variance)
+    bias = target.mean - weight * core_mean
+    error = target.spread - weight * (2 * covariance - weight * variance)
     rounded = max(CARRIED, float(_info(dtype).eps) / 2)
-    return _Line(weight, bias, np.maximum(error, 0.0) + tokens * np.square(rounded * weight))
+    return _Line(weight, bias, np.maximum(error, 0.0) + target.tokens * np.square(rounded * weight))
+
+
+def _products(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """The sum over bins of the products [C] of two arrays [C, BINS]; einsum makes no array of the products."""
+    summed: np.ndarray = np.einsum("cb,cb->c", one, other)
+    return summed
 
 
 def _most_weight(
@@ -158,24 +195,16 @@ def _most_weight(
     return np.where(within, held, np.minimum(REACH * np.abs(target_mean) / around, held))
 
 
-def _in_type(line: _Line, core: np.ndarray, moments: Moments, dtype: np.dtype) -> _Line:
+def _in_type(line: _Line, core: np.ndarray, target: _Target, dtype: np.dtype) -> _Line:
     """The line with weight and bias of the model's type, the bias the best for that weight, and the error it leaves."""
-    tokens, core_mean, target_mean = _means(core, moments)
     weight = _as(dtype, line.weight)
-    bias = _as(dtype, target_mean - weight * core_mean)
+    bias = _as(dtype, target.mean - weight * target.mean_of(core))
     y = weight[:, None] * core + bias[:, None]
     # From the mean on, or a large offset would drown what is left of a small variation.
-    offset = target_mean[:, None]
-    spread = moments.target_squares - tokens * target_mean**2
-    moved, wanted = y - offset, moments.sum_target - moments.count * offset
-    error = spread + (moments.count * moved**2 - 2 * wanted * moved).sum(1)
+    offset = target.mean[:, None]
+    moved, wanted = y - offset, target.sums - target.count * offset
+    error = target.spread + (target.count * moved**2 - 2 * wanted * moved).sum(1)
     return _Line(weight, bias, np.maximum(error, 0.0))
-
-
-def _means(core: np.ndarray, moments: Moments) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(tokens, mean core, mean target) of every channel."""
-    tokens = np.maximum(moments.count.sum(1), np.finfo(float).tiny)
-    return tokens, (moments.count * core).sum(1) / tokens, moments.sum_target.sum(1) / tokens
 
 
 def _as(dtype: np.dtype | type, array: np.ndarray) -> np.ndarray:
