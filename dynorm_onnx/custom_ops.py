@@ -37,13 +37,18 @@ def library_path() -> Path | None:
         if not path.is_file():
             raise ProviderError(f"the environment variable DYNORM_LIBRARY names {named}, and there is no such file.")
         return path
-    candidates = [Path(__file__).with_name(_FILE_NAME)]
+    candidates = (Path(__file__).with_name(_FILE_NAME), _in_distribution())
+    return next((path for path in candidates if path is not None and path.is_file()), None)
+
+
+@cache
+def _in_distribution() -> Path | None:
+    """Where the library of the installed distribution would be. Every session asks, and the search reads folders."""
     try:
         installed = importlib.metadata.distribution(_DISTRIBUTION)
-        candidates.append(Path(str(installed.locate_file(f"dynorm_onnx/{_FILE_NAME}"))))
     except importlib.metadata.PackageNotFoundError:
-        pass
-    return next((path for path in candidates if path.is_file()), None)
+        return None
+    return Path(str(installed.locate_file(f"dynorm_onnx/{_FILE_NAME}")))
 
 
 @cache

@@ -34,7 +34,8 @@ def _level_of_the_log() -> Iterator[None]:
     logger = logging.getLogger("dynorm_onnx")
     level = logger.level
     yield
-    logger.setLevel(level)
+    if logger.level != level:
+        logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ n bytes may hold two to four times as much; to compare two models side by side t
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -67,13 +68,26 @@ def open_model(
 
     `arena` and further options are make_session()'s. Raises what make_session() raises.
     """
-    loaded = model if isinstance(model, ir.Model) else load(model)
-    size = weight_bytes(loaded)
+    size = weight_bytes(model) if isinstance(model, ir.Model) else _weight_bytes_of_file(model)
     if size <= limit:
         return make_session(model, provider=provider, arena=arena, **options)
     log.info("%d MiB of weights: the model is run piece by piece", size >> 20)
-    typed = loaded if loaded is model else prepare(loaded, value_types)  # pieces need the types of values
+    typed = model if isinstance(model, ir.Model) else prepare(load(model), value_types)  # pieces need types of values
     return PiecewiseModel(typed, provider=provider, **options)
+
+
+def _weight_bytes_of_file(path: str | os.PathLike[str]) -> int:
+    """weight_bytes() of the model in a file. A conversion opens its original again and again."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return weight_bytes(load(path))  # says what is wrong with it
+    return _weight_bytes_as_of(os.path.abspath(path), status.st_mtime_ns, status.st_size)
+
+
+@functools.lru_cache
+def _weight_bytes_as_of(path: str, modified: int, size: int) -> int:
+    return weight_bytes(load(path))
 
 
 def open_for_batches(model: str | os.PathLike[str] | ir.Model, *, provider: Provider = "cpu", **options: Any) -> Any:

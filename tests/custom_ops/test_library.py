@@ -24,6 +24,7 @@ def without_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A package that was installed without a library."""
     monkeypatch.delenv("DYNORM_LIBRARY", raising=False)
     monkeypatch.setattr(custom_ops, "__file__", str(tmp_path / "custom_ops.py"))
+    monkeypatch.setattr(custom_ops, "_in_distribution", custom_ops._in_distribution.__wrapped__)  # asks each time
     monkeypatch.setattr(importlib.metadata, "distribution", nowhere)
 
 
