@@ -13,7 +13,7 @@ from dynorm_onnx.graph.lower import LoweredNorm, lower
 from dynorm_onnx.graph.norm_site import NormSite, SitesFound
 from tests.builders.cases import Built, Expected, FormCase, eps_in
 from tests.builders.convert import CANONICAL, found_in, is_checked, replaced
-from tests.builders.execute import run
+from tests.builders.execute import Known
 from tests.tolerances import relative_error
 
 #: --to rmsnorm against the original. An epsilon in an attribute is float32, in a double model too.
@@ -32,15 +32,15 @@ def every(cases: Iterable[FormCase]) -> pytest.MarkDecorator:
 
 def check_form(case: FormCase, dtype: str) -> None:
     """At every opset: found as it is, the same by `--to rmsnorm`, runs after `--to dyisru`."""
-    opsets = case.opsets(dtype)
+    opsets, known = case.opsets(dtype), Known()
     for opset in opsets:
         built = case.build(dtype, opset)
         where = f"{case.id} {dtype} opset {opset}"
         model, found = found_in(built.model)
         _check_found(case, dtype, found, where)
         norms = lower(model, found.sites)
-        _check_lowered(case, dtype, built, ir.to_proto(model), norms, where)
-        _check_replaced(case, built, replaced(model, norms), where)
+        _check_lowered(case, dtype, built, ir.to_proto(model), norms, where, known)
+        _check_replaced(case, built, replaced(model, norms), where, known)
     for opset in (opsets[0], opsets[-1]):
         _, found = found_in(case.build(dtype, opset, named=False).model)
         _check_found(case, dtype, found, f"{case.id} {dtype} opset {opset}, nodes without names")
@@ -74,7 +74,13 @@ def _check_site(site: NormSite, expected: Expected, dtype: str, where: str) -> N
 
 
 def _check_lowered(
-    case: FormCase, dtype: str, built: Built, proto: onnx.ModelProto, norms: Sequence[LoweredNorm], where: str
+    case: FormCase,
+    dtype: str,
+    built: Built,
+    proto: onnx.ModelProto,
+    norms: Sequence[LoweredNorm],
+    where: str,
+    known: Known,
 ) -> None:
     """One canonical node per site, and no output changed."""
     assert len(norms) == len(case.expected), where
@@ -83,8 +89,8 @@ def _check_lowered(
         assert norm.kind == expected.kind, where
         assert norm.weight.shape == (norm.channels,) and norm.weight.dtype == np.float32, where
         _check_folded(case, built, expected, norm, where)
-    before = run(built.model, built.feeds, reference=case.reference_only)
-    after = run(proto, built.feeds, reference=_stays_on_reference(case))
+    before = known.run(built.model, built.feeds, reference=case.reference_only)
+    after = known.run(proto, built.feeds, reference=_stays_on_reference(case))
     same_outputs(before, after, UNCHANGED[dtype], where)
     for field in ("input", "output"):
         names = [[value.name for value in getattr(m.graph, field)] for m in (built.model, proto)]
@@ -110,9 +116,9 @@ def _is_vector(weight: np.ndarray, expected: Expected) -> bool:
     return all(size == 1 for axis, size in enumerate(weight.shape) if axis - weight.ndim not in expected.axes)
 
 
-def _check_replaced(case: FormCase, built: Built, proto: onnx.ModelProto, where: str) -> None:
+def _check_replaced(case: FormCase, built: Built, proto: onnx.ModelProto, where: str, known: Known) -> None:
     """With a function in the place of every norm the model runs, and is valid if it was."""
-    for output in run(proto, built.feeds, reference=_stays_on_reference(case)):
+    for output in known.run(proto, built.feeds, reference=_stays_on_reference(case)):
         assert np.isfinite(np.asarray(output, np.float64)).all(), where
     left = [node.op_type for node in proto.graph.node]
     assert not CANONICAL & set(left), f"{where}: {left}"
