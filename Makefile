@@ -14,6 +14,9 @@
 #             writes docs/compatibility.md
 # All make their environments in .venv from Python 3.11+ and a C++ compiler.
 
+# Where Python is told to keep nothing that it compiled, each of some hundred processes of the tests would do so anew.
+export PYTHONDONTWRITEBYTECODE :=
+
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
