@@ -103,16 +103,19 @@ class Attempt:
         if self.validator is None or outcome.validation is not None:
             return outcome
         with self.clock.step("validate") as advance:
-            return dataclasses.replace(outcome, validation=self.validator.held_out(outcome.converted, advance))
+            validation = self.validator.compare(outcome.converted).held_out(advance)
+        return dataclasses.replace(outcome, validation=validation)
 
     def judged_both_ways(self, outcome: Outcome) -> Outcome:
         """The outcome validated on held-out samples and, where anything was fitted, on some that it was fitted to."""
-        outcome = self.judged(outcome)
-        if self.validator is None or outcome.validation is None or outcome.calibrated is None:
-            return outcome
+        if self.validator is None or outcome.calibrated is None:
+            return self.judged(outcome)
         with self.clock.step("validate") as advance:
-            there = self.validator.on_calibration(outcome.converted, advance)
-        return dataclasses.replace(outcome, validation=dataclasses.replace(outcome.validation, on_calibration=there))
+            comparison = self.validator.compare(outcome.converted)
+            validation = outcome.validation or comparison.held_out(advance)
+        with self.clock.step("validate") as advance:
+            there = comparison.on_calibration(advance)
+        return dataclasses.replace(outcome, validation=dataclasses.replace(validation, on_calibration=there))
 
 
 Strategy = Callable[[Attempt], Outcome]

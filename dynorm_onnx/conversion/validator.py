@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 
@@ -27,15 +28,11 @@ class Validator:
     provider: Provider
     as_written: Callable[[ir.Model], ir.Model]
 
-    def held_out(self, converted: ir.Model, progress: Advance) -> Validation:
-        """On the samples that nothing was fitted to."""
-        return self._compared(converted, self.data.validation, progress)
-
-    def on_calibration(self, converted: ir.Model, progress: Advance) -> Validation:
-        """On samples that were fitted to, at most as many as were held out: where the two part, the parameters suit
-        what they were fitted on and little else."""
-        part = part_like(self.data.calibration, self.data.validation, signature(converted))
-        return self._compared(converted, part, progress)
+    def compare(self, converted: ir.Model) -> Comparison:
+        """Opens both; a session of either may take longer to make than its runs take."""
+        models = (self.original, self.as_written(converted))
+        before, after = (open_for_batches(model, provider=self.provider) for model in models)
+        return Comparison(before, after, self.data, converted)
 
     def on_some(self, batches: int) -> Callable[[ir.Model], Validation]:
         """A quick comparison for many models in turn, on a few held-out batches: the original runs once."""
@@ -48,8 +45,28 @@ class Validator:
 
         return compared
 
-    def _compared(self, converted: ir.Model, batches: Sequence[Feeds], progress: Advance) -> Validation:
-        models = (self.original, self.as_written(converted))
-        before, after = (open_for_batches(model, provider=self.provider) for model in models)
-        kinds = output_kinds(converted.graph)
-        return validate(before, after, batches, vocabulary=self.data.vocabulary, kinds=kinds, progress=progress)
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """What opens the original (`before`) and the `converted` model as it is written (`after`)."""
+
+    before: Any
+    after: Any
+    data: CalibrationData
+    converted: ir.Model
+
+    def held_out(self, progress: Advance) -> Validation:
+        """On the samples that nothing was fitted to."""
+        return self._on(self.data.validation, progress)
+
+    def on_calibration(self, progress: Advance) -> Validation:
+        """On samples that were fitted to, at most as many as were held out: where the two part, the parameters suit
+        what they were fitted on and little else."""
+        part = part_like(self.data.calibration, self.data.validation, signature(self.converted))
+        return self._on(part, progress)
+
+    def _on(self, batches: Sequence[Feeds], progress: Advance) -> Validation:
+        kinds = output_kinds(self.converted.graph)
+        return validate(
+            self.before, self.after, batches, vocabulary=self.data.vocabulary, kinds=kinds, progress=progress
+        )
