@@ -13,7 +13,7 @@ from dynorm_onnx.report import Report
 from models.planted.build import MASSIVE
 from tests.shipped import FOLDER, MODEL, NORMS, TEXT
 
-SAMPLES = 24
+SAMPLES = 16
 TOKENIZER = FOLDER / "tokenizer.json"
 
 

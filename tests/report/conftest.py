@@ -11,6 +11,7 @@ from dynorm_onnx import convert_model
 from dynorm_onnx.conversion import saved
 from dynorm_onnx.report import Report
 from dynorm_onnx.report.evidence import Evidence
+from tests.built_once import built_once
 from tests.shipped import MODEL, TEXT
 
 KEPT = "model.layers.2.input_layernorm"
@@ -32,7 +33,10 @@ class Page:
 @pytest.fixture(scope="session")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Page:
     pytest.importorskip("matplotlib", reason="the page needs matplotlib: pip install dynorm-onnx[report]")
-    folder = tmp_path_factory.mktemp("page")
+    return built_once(tmp_path_factory, "page", _converted)
+
+
+def _converted(folder: Path) -> Page:
     gathered: list[Evidence] = []
     stage = saved.staged_html
 

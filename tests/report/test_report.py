@@ -13,17 +13,17 @@ from rich.console import Console
 from dynorm_onnx import __version__, convert_model
 from dynorm_onnx.report import Report, print_report
 from dynorm_onnx.report.console import MOST_ROWS
-from tests.shipped import MODEL, NORMS, TEXT
+from tests.report.conftest import KEPT, Page
+from tests.shipped import MODEL, NORMS
 
 
-@pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
-    output = tmp_path_factory.mktemp("report") / "out.onnx"
-    return convert_model(MODEL, output=output, data=TEXT, samples=6, max_length=32, keep="model.norm")
+@pytest.fixture
+def report(page: Page) -> Report:
+    return page.report
 
 
-def printed(report: Report) -> str:
-    console = Console(file=io.StringIO(), width=120)
+def printed(report: Report, width: int = 120) -> str:
+    console = Console(file=io.StringIO(), width=width)
     print_report(report, console)
     return console.file.getvalue()  # type: ignore[attr-defined]
 
@@ -36,7 +36,7 @@ def test_json_holds_only_plain_values(report: Report) -> None:
     spread = again["sites"][0]["parameters"]["beta"]
     assert 0 < spread["min"] <= spread["median"] <= spread["max"]
     assert {row["variant"] for row in again["timing"]} >= {"original", "original-fused", "converted"}
-    steps = "find data fold look rotate calibrate rewrite validate time save"
+    steps = "find data fold look rotate calibrate rewrite validate time evidence save"
     assert set(again["seconds"]) == set(steps.split())
     assert again["peak_memory_mib"] > 50
     assert again["changed_initializers"]
@@ -55,11 +55,11 @@ def test_a_checkout_that_is_not_installed_has_a_version(monkeypatch: pytest.Monk
 
 
 def test_the_console_shows_what_a_person_asks_for(report: Report) -> None:
-    text = printed(report)
+    text = printed(report, width=200)  # each reason in a line
     for part in (
         f"{NORMS} norms",
         "1 kept",
-        "--keep model.norm",
+        f"--keep {KEPT}",
         "next-token loss",
         "original-fused",
         str(report.output),

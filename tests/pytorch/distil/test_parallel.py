@@ -59,7 +59,7 @@ def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
 def test_the_command_is_shared_too_and_writes_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = tmp_path / "text.txt"
     text.write_bytes(TEXT.read_bytes()[:12_000])
-    options = [str(MODEL), "--method", "distil", "--steps", "4", "--block-steps", "2", "--samples", "24"]
+    options = [str(MODEL), "--method", "distil", "--steps", "4", "--block-steps", "2", "--samples", "8"]
     options += ["--max-length", "64", "--data", str(text), "--no-time", "--json"]
     assert convert.main([*options, "-o", str(tmp_path / "1.onnx")]) == 0
     alone = capsys.readouterr().out
