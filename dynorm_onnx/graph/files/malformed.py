@@ -3,6 +3,10 @@ expect them."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+from collections.abc import Mapping
+
 import onnx_ir as ir
 from onnx import defs
 
@@ -37,6 +41,53 @@ _OWN_NEEDS = {
 _INTEGERS = {"tensor(int32)", "tensor(int64)"}
 
 
+@dataclasses.dataclass(frozen=True)
+class _Signature:
+    """What a node of an operator must have: so many inputs and outputs, at least and at most (None: that is not known);
+    the inputs that may not be left out; attributes, and the types of those that it may have; and the names of inputs
+    that must be integers, by their place."""
+
+    inputs: tuple[int, int] | None = None
+    outputs: tuple[int, int] = (1, 100)
+    required: tuple[int, ...] = ()
+    needed: tuple[str, ...] = ()
+    types: Mapping[str, ir.AttributeType] = dataclasses.field(default_factory=dict)
+    integers: Mapping[int, str] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of_schema(cls, schema: defs.OpSchema) -> _Signature:
+        """Axes, shapes and positions alone must be integers: of other types ONNX Runtime knows more than some
+        schemas."""
+        attributes = schema.attributes.items()
+        return cls(
+            (schema.min_input, schema.max_input),
+            (schema.min_output, schema.max_output),
+            tuple(place for place, formal in enumerate(schema.inputs) if formal.option in _REQUIRED),
+            tuple(name for name, formal in attributes if formal.required),
+            {name: ir.AttributeType(int(formal.type.value)) for name, formal in attributes},
+            {place: formal.name for place, formal in enumerate(schema.inputs) if formal.types <= _INTEGERS},
+        )
+
+    @classmethod
+    def of_own(cls, op_type: str) -> _Signature:
+        """Of ONNX Runtime's own operators."""
+        required, most = _OWN.get(op_type, ((), 0))
+        inputs = (required[-1] + 1, most) if required else None
+        return cls(inputs, required=required, needed=_OWN_NEEDS.get(op_type, ()), types=_OWN_ATTRIBUTES)
+
+
+@functools.cache
+def _signature(domain: str, op_type: str, version: int) -> _Signature | None:
+    """By onnx in this version or, where that lacks the operator, in the newest; None for an operator that is neither
+    onnx's nor ONNX Runtime's, or one of a version newer than onnx itself."""
+    known = defs.onnx_opset_version()
+    if domain == "" and version <= known and defs.has(op_type, known):
+        return _Signature.of_schema(defs.get_schema(op_type, version if defs.has(op_type, version) else known))
+    if domain == "com.microsoft" or (domain == "" and op_type in _OWN):
+        return _Signature.of_own(op_type)
+    return None
+
+
 def refuse_malformed(model: ir.Model) -> None:
     """Raises ModelError, naming the node and what it is about: too few or too many inputs or outputs, an input or an
     attribute that must be there and is not, an attribute of another type, numbers that should be integers."""
@@ -45,71 +96,47 @@ def refuse_malformed(model: ir.Model) -> None:
         for node in graph.all_nodes():
             if node.op_identifier() not in model.functions:
                 version = graph.opset_imports.get(node.domain, model.opset_imports.get(node.domain, 1))
-                schema = _schema(node, version)
-                _refuse_by_number(node, schema)
-                _refuse_by_attributes(node, schema)
-                _refuse_by_type(node, schema)
+                signature = _signature(node.domain, node.op_type, version)
+                if signature is not None:
+                    _refuse_by_number(node, signature)
+                    _refuse_by_attributes(node, signature)
+                    _refuse_by_type(node, signature)
 
 
 def _spelled(node: ir.Node) -> str:
     return f"the node {node.name or next((v.name for v in node.outputs), '')!r} ({node.op_type})"
 
 
-def _refuse_by_number(node: ir.Node, schema: defs.OpSchema | None) -> None:
-    if schema is not None:
-        required = [place for place, formal in enumerate(schema.inputs) if formal.option in _REQUIRED]
-        least, most = schema.min_input, schema.max_input
-        outputs = schema.min_output, schema.max_output
-    elif node.domain in ("", "com.microsoft") and node.op_type in _OWN:
-        required, most = list(_OWN[node.op_type][0]), _OWN[node.op_type][1]
-        least, outputs = required[-1] + 1, (1, 100)
-    else:
+def _refuse_by_number(node: ir.Node, signature: _Signature) -> None:
+    if signature.inputs is None:
         return
-    what = _spelled(node)
-    for count, bounds, noun in ((len(node.inputs), (least, most), "inputs"), (len(node.outputs), outputs, "outputs")):
-        if not bounds[0] <= count <= bounds[1]:
-            wanted = bounds[0] if bounds[0] == bounds[1] else f"{bounds[0]} to {bounds[1]}"
-            wanted = wanted if bounds[1] < 100 else f"at least {bounds[0]}"
-            raise ModelError(f"{what} has {count} {noun}, where its operator has {wanted}")
-    for place in required:
+    counted = ((len(node.inputs), signature.inputs, "inputs"), (len(node.outputs), signature.outputs, "outputs"))
+    for count, (least, most), noun in counted:
+        if not least <= count <= most:
+            wanted = str(least) if least == most else f"{least} to {most}"
+            wanted = wanted if most < 100 else f"at least {least}"
+            raise ModelError(f"{_spelled(node)} has {count} {noun}, where its operator has {wanted}")
+    for place in signature.required:
         if place < len(node.inputs) and node.inputs[place] is None:
-            raise ModelError(f"{what} has no input {place}, which its operator needs")
+            raise ModelError(f"{_spelled(node)} has no input {place}, which its operator needs")
 
 
-def _refuse_by_attributes(node: ir.Node, schema: defs.OpSchema | None) -> None:
-    own = node.domain == "com.microsoft" or node.op_type in _OWN
-    if schema is not None:
-        types = {name: ir.AttributeType(int(formal.type.value)) for name, formal in schema.attributes.items()}
-        needed = [name for name, formal in schema.attributes.items() if formal.required]
-    elif node.domain in ("", "com.microsoft") and own:
-        types, needed = _OWN_ATTRIBUTES, list(_OWN_NEEDS.get(node.op_type, ()))
-    else:
-        return
-    for name in needed:
+def _refuse_by_attributes(node: ir.Node, signature: _Signature) -> None:
+    for name in signature.needed:
         if name not in node.attributes:
             raise ModelError(f"{_spelled(node)} lacks the attribute {name!r}")
     for name, attribute in node.attributes.items():
-        if attribute.type != types.get(name, attribute.type):
-            what, wanted = f"the attribute {name!r} of {_spelled(node)}", types[name].name
-            raise ModelError(f"{what} has type {attribute.type.name}; its operator wants {wanted}")
+        wanted = signature.types.get(name, attribute.type)
+        if attribute.type != wanted:
+            what = f"the attribute {name!r} of {_spelled(node)}"
+            raise ModelError(f"{what} has type {attribute.type.name}; its operator wants {wanted.name}")
 
 
-def _refuse_by_type(node: ir.Node, schema: defs.OpSchema | None) -> None:
-    """Axes, shapes and positions alone: of other types ONNX Runtime knows more than some schemas."""
-    for value, formal in zip(node.inputs, schema.inputs if schema is not None else (), strict=False):
-        if value is None or value.dtype is None or not formal.types <= _INTEGERS:
+def _refuse_by_type(node: ir.Node, signature: _Signature) -> None:
+    for place, name in signature.integers.items():
+        value = node.inputs[place] if place < len(node.inputs) else None
+        if value is None or value.dtype is None:
             continue
         if value.dtype not in (ir.DataType.INT32, ir.DataType.INT64):
-            what = f"the input {formal.name!r} of {_spelled(node)}"
+            what = f"the input {name!r} of {_spelled(node)}"
             raise ModelError(f"{what} is of type {value.dtype.name}; its operator wants integers")
-
-
-def _schema(node: ir.Node, version: int) -> defs.OpSchema | None:
-    """What onnx knows of an operator in this version, or, where that lacks it, in the newest; None for no operator of
-    onnx, or one of a version newer than onnx itself."""
-    known = defs.onnx_opset_version()
-    if node.domain != "" or version > known or not defs.has(node.op_type, known):
-        return None
-    if defs.has(node.op_type, version):
-        return defs.get_schema(node.op_type, version)
-    return defs.get_schema(node.op_type, known)
